@@ -1,0 +1,7 @@
+"""``python -m polymmu``."""
+
+import sys
+
+from polymmu.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,178 @@
+"""Reading machine files: from a name or a path to a checked ``MachineDescription``.
+
+The order: parse the file and whatever it extends, merge, lay ``--set`` over it, convert. So every check
+sees the machine as it will run, and every message points into the file that wrote the value.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import attrs
+
+from polymmu.description.convert import convert_machine
+from polymmu.description.installed import SUFFIX, MachineFile, machine_files
+from polymmu.description.mistakes import Mistakes, Place, Problems, unknown
+from polymmu.description.model import MachineDescription
+from polymmu.description.overlay import apply_set, merge
+from polymmu.description.plain import sha256_of, to_plain
+from polymmu.description.yaml_source import MAX_BYTES, Mapping, Node, Scalar, decode, parse_yaml
+from polymmu.errors import UserMistake
+
+__all__ = [
+    "InstalledMachine",
+    "Mistakes",
+    "installed_machines",
+    "load_machine",
+    "load_machine_text",
+    "sha256_of",
+    "to_plain",
+]
+
+MAX_EXTENDS = 8
+_OWN_KEYS = ("name", "summary")
+"""What a file says about itself; an extending file does not inherit it."""
+
+SectionClassOf = Callable[[str], type]
+
+
+def load_machine(
+    name_or_path: str, *, section_class_of: SectionClassOf, sets: Sequence[str] = ()
+) -> MachineDescription:
+    """The machine of an installed name, or of a YAML file: a path has a ``/`` or ends with ``.yaml``.
+
+    ``section_class_of(arch)`` gives the attrs class of an arch's own section and raises ``UserMistake`` for
+    an unknown arch; ``sets`` are overrides such as ``tlbs.L2.entries=1024``. Raises ``UserMistake``; where it
+    is about the contents it is ``Mistakes``, with all of them.
+    """
+    path = Path(name_or_path) if _is_path(name_or_path) else _Reader().find(name_or_path).path
+    text = _read_text(path, str(path))
+    return load_machine_text(text, filename=str(path), section_class_of=section_class_of, sets=sets)
+
+
+def load_machine_text(
+    text: str, *, filename: str, section_class_of: SectionClassOf, sets: Sequence[str] = ()
+) -> MachineDescription:
+    """As ``load_machine``, from text; ``filename`` is for messages and for finding what it extends."""
+    reader = _Reader()
+    tree = reader.extend(reader.parse(text, filename), filename, ((os.path.realpath(filename), filename),))
+    tree = apply_set(tree, sets, reader.problems)
+    description = convert_machine(tree, section_class_of, reader.problems)
+    reader.problems.finish()
+    assert description is not None  # or there would have been a problem
+    return description
+
+
+@attrs.frozen
+class InstalledMachine:
+    """One line of ``polymmu machines``. ``summary`` is the reason if the file cannot be read."""
+
+    name: str
+    summary: str
+    arch: str
+    path: Path
+    distribution: str
+    version: str
+
+
+def installed_machines() -> list[InstalledMachine]:
+    """Every installed machine by name. Raises ``UserMistake`` where two distributions bring one name.
+
+    Files are parsed, not checked; no architecture is imported.
+    """
+    files = machine_files()
+    return [
+        InstalledMachine(name, *_summary_and_arch(file, files), file.path, file.distribution, file.version)
+        for name, file in files.items()
+    ]
+
+
+def _summary_and_arch(file: MachineFile, files: dict[str, MachineFile]) -> tuple[str, str]:
+    reader = _Reader(installed=files)
+    label = str(file.path)
+    try:
+        tree = reader.parse(_read_text(file.path, label), label)
+        tree = reader.extend(tree, label, ((os.path.realpath(label), label),))
+    except UserMistake as error:
+        return str(error).partition("\n")[0], ""
+    return _word(tree, "summary"), _word(tree, "arch")
+
+
+def _word(tree: Mapping, key: str) -> str:
+    node = tree.items[key][1] if key in tree.items else None
+    return node.text if isinstance(node, Scalar) else ""
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text or os.sep in text or text.endswith((SUFFIX, ".yml"))
+
+
+def _read_text(path: Path, label: str) -> str:
+    """A file's text. Raises ``UserMistake`` if it cannot be read, is too long, or is not UTF-8."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserMistake(f"cannot be read: {reason}", place=label) from None
+    return decode(data, label)
+
+
+@attrs.define
+class _Reader:
+    """Reads one machine's files; ``problems`` is what was wrong in any of them.
+
+    A chain is the files being read, each with its real path, the one opened first leading.
+    """
+
+    problems: Problems = attrs.field(factory=Problems)
+    installed: dict[str, MachineFile] | None = None
+
+    def find(self, name: str) -> MachineFile:
+        """The installed machine ``name``. Raises ``UserMistake``."""
+        if self.installed is None:
+            self.installed = machine_files()
+        if name not in self.installed:
+            raise UserMistake(f"{unknown('machine', name, self.installed)}; a file's path ends with {SUFFIX}")
+        return self.installed[name]
+
+    def parse(self, text: str, label: str) -> Mapping:
+        """The mapping that is the whole of ``text``."""
+        node = parse_yaml(text, label, self.problems)
+        if node is None:
+            self.problems.fail(
+                Place(label, 1, 1), "an empty file; a machine needs at least a name and 'extends'"
+            )
+        if not isinstance(node, Mapping):
+            self.problems.fail(node.place, "a machine file is a mapping: lines of 'key: value'")
+        return node
+
+    def extend(self, tree: Mapping, label: str, chain: tuple[tuple[str, str], ...]) -> Mapping:
+        """``tree`` merged over what its key ``extends`` names."""
+        items = dict(tree.items)
+        base = Mapping(tree.place, {})
+        if "extends" in items:
+            base = self._base(items.pop("extends")[1], label, chain)
+            base = Mapping(
+                base.place, {key: item for key, item in base.items.items() if key not in _OWN_KEYS}
+            )
+        return merge(base, Mapping(tree.place, items), self.problems)
+
+    def _base(self, node: Node, label: str, chain: tuple[tuple[str, str], ...]) -> Mapping:
+        if not isinstance(node, Scalar) or node.is_null or not node.text.isprintable():
+            expected = f"expected a machine's name, or a file's path such as ./base{SUFFIX}"
+            self.problems.fail(node.place, f"extends: {expected}")
+        try:
+            path = Path(label).parent / node.text if _is_path(node.text) else self.find(node.text).path
+            text = _read_text(path, str(path))
+        except UserMistake as error:
+            self.problems.fail(node.place, f"extends: {error}")
+        link = (os.path.realpath(path), str(path))
+        names = " -> ".join(name for _, name in (*chain, link))
+        if link[0] in (real for real, _ in chain):
+            self.problems.fail(node.place, f"extends: goes round in a circle: {names}")
+        if len(chain) == MAX_EXTENDS:
+            self.problems.fail(node.place, f"extends: more than {MAX_EXTENDS} files: {names}")
+        return self.extend(self.parse(text, link[1]), link[1], (*chain, link))

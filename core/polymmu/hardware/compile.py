@@ -1,0 +1,141 @@
+"""One decorator for every compiled function of the project, and one line when a compiler really runs.
+
+Kernels compile when they are first called and are kept in numba's on-disk cache, so only the first run of
+an installed version waits. Three traps are closed here, once:
+
+* Numba's cache looks at the file of the function it compiles, not at the helpers that are linked into it
+  nor at the constants it was compiled with. ``kernel`` stamps the cache with all of them.
+* Announcing: a first run takes seconds instead of milliseconds, and says so.
+* Passing a compiled function from Python as a numba first-class function costs 27 microseconds a call.
+  ``call_miss`` therefore calls through a plain address, which a CPU keeps in its state; one compiled loop
+  then serves every architecture's miss routine.
+
+First reading: only ``kernel`` matters.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import event as numba_event
+from numba.core.dispatcher import Dispatcher
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+__all__ = ["MISS_SIGNATURE", "address_of", "call_miss", "kernel", "step", "words_at"]
+
+WORDS = types.int64[::1]
+POINTER = types.CPointer(types.int64)
+MISS_SIGNATURE = types.int64(POINTER, POINTER, types.int64, types.int64, types.int64)
+"""``fault = miss(state, ram, va, access, mode)``; ``walk_kernels`` says what it must do."""
+
+
+class _Announcer(numba_event.Listener):
+    """Says once that a compiler runs. Cache hits trigger no such event."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        if not self.said and event.data["dispatcher"] in _ours:
+            self.said = True
+            print("polymmu: compiling kernels (first run only) ...", file=sys.stderr, flush=True)
+
+    def on_end(self, event: Any) -> None:
+        """Nothing to say when it is over."""
+
+
+_ours: set[Any] = set()
+numba_event.register("numba:compile", _Announcer())
+
+
+def _ingredients(function: Any, found: dict[str, tuple[float, ...]]) -> None:
+    """Collect every source file and every constant that ends up in the machine code of ``function``."""
+    path = Path(function.__code__.co_filename)
+    if path.exists():
+        status = path.stat()
+        found[str(path)] = (status.st_mtime, status.st_size)
+    found[f"{function.__module__}.{function.__qualname__}"] = ()
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        if isinstance(value, Dispatcher):
+            helper = value.py_func
+            if f"{helper.__module__}.{helper.__qualname__}" not in found:
+                _ingredients(helper, found)
+        elif isinstance(value, int):
+            found[f"{function.__module__}.{name}"] = (int(value),)
+
+
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
+"""Division and indexing follow machine arithmetic; no reference counts, so a kernel cannot make arrays."""
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile ``function`` with the project's options at its first call, and keep the result on disk.
+
+    Returns a numba dispatcher. Where no cache directory can be written, the kernel compiles in every
+    process.
+    """
+    try:
+        compiled = numba.njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # "cannot cache function": neither the package nor the user's directory is writable
+        compiled = numba.njit(**OPTIONS)(function)
+    _ours.add(compiled)
+    cache_file = getattr(compiled._cache, "_cache_file", None)
+    if cache_file is not None:
+        found: dict[str, tuple[float, ...]] = {}
+        _ingredients(function, found)
+        cache_file._source_stamp = (cache_file._source_stamp, sorted(found.items()))
+    return compiled
+
+
+def step(function: Callable[..., Any]) -> Any:
+    """Compile ``function`` as a part of the kernels that call it: always inlined, never called alone.
+
+    A call between compiled functions passes each array as seven words, which is slower than most steps.
+    """
+    return numba.njit(forceinline=True, **OPTIONS)(function)
+
+
+def address_of(routine: Any) -> int:
+    """The address of a kernel compiled (now, if need be) for ``MISS_SIGNATURE``; valid in this process."""
+    routine.compile(MISS_SIGNATURE)
+    result = routine.get_compile_result(MISS_SIGNATURE)
+    return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def call_miss(typing_context: Any, address: Any, state: Any, ram: Any, va: Any, access: Any, mode: Any) -> Any:
+    """Call the miss routine at ``address``. The arrays go as pointers to their first word.
+
+    Whole arrays would go through the stack, seven words each, written in pieces and read at once: that
+    stalls the processor for longer than a table walk takes.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        pointer = word.as_pointer()
+        function = ir.FunctionType(word, [pointer, pointer, word, word, word])
+        arrays = [context.make_array(WORDS)(context, builder, value).data for value in args[1:3]]
+        return builder.call(builder.inttoptr(args[0], function.as_pointer()), [*arrays, *args[3:]])
+
+    return types.int64(types.int64, WORDS, WORDS, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def words_at(typing_context: Any, pointer: Any) -> Any:
+    """The words from a pointer on, as an array whose length nobody knows or checks."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        size = ir.Constant(ir.IntType(64), 8)
+        length = ir.Constant(ir.IntType(64), 1 << 60)
+        array = context.make_array(WORDS)(context, builder)
+        populate_array(array, args[0], [length], [size], size, None)
+        return array._getvalue()
+
+    return WORDS(POINTER), generate

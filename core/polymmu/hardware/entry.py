@@ -1,0 +1,118 @@
+"""An entry format as data: which bits of a table entry mean what.
+
+One ``Field`` says how to ask a question of an entry and how to answer it yes or no, so that "writable"
+is one bit set on x86 and one bit clear on s390 without a branch anywhere. A whole format is a row of
+numbers that the compiled walker and the table scans read.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+__all__ = ["Access", "EntryFormat", "Field", "Privilege", "WalkFault"]
+
+
+class Access(enum.IntEnum):
+    """What an access wants to do; the values are those of the trace format's ``op`` column."""
+
+    FETCH = 0
+    LOAD = 1
+    STORE = 2
+
+
+class Privilege(enum.IntEnum):
+    """Who asks."""
+
+    SUPERVISOR = 0
+    USER = 1
+
+
+class WalkFault(enum.IntEnum):
+    """Why a translation was refused."""
+
+    NONE = 0
+    NOT_PRESENT = 1
+    RESERVED_BIT = 2  # a bit that must be zero is set, or the entry's encoding is malformed
+    NO_PERMISSION = 3
+    NON_CANONICAL = 4  # the address itself is outside what the MMU can translate
+    MISALIGNED = 5  # a large page's frame is not aligned to its size
+    TABLE_UNREADABLE = 6  # the table lies outside RAM (or outside the image)
+    NOT_ACCESSED = 7  # accessed or dirty bit clear on an MMU that leaves setting them to software
+
+
+@attrs.frozen
+class Field:
+    """A property of an entry: it holds if ``entry & mask == on``; clearing it stores ``off``."""
+
+    mask: int
+    on: int
+    off: int = 0
+
+    def test(self, entry: int) -> bool:
+        """Whether ``entry`` has the property."""
+        return entry & self.mask == self.on
+
+    def set(self, entry: int) -> int:
+        """``entry`` with the property."""
+        return entry & ~self.mask | self.on
+
+    def clear(self, entry: int) -> int:
+        """``entry`` without the property."""
+        return entry & ~self.mask | self.off
+
+
+ALWAYS = Field(0, 0, 0)
+"""A property every entry has: the format does not restrict it at this level."""
+
+
+@attrs.frozen(kw_only=True)
+class EntryFormat:
+    """The entries of one level.
+
+    For the hardware: ``present`` (walk goes on), ``leaf_mask`` (any bit set: this entry maps a page; ignored
+    at the last level, where every entry does), ``table_mask`` / ``frame_mask`` (bits of the entry that are
+    the next table's / the page's physical address), ``reserved_table`` / ``reserved_leaf`` (bits that must be
+    zero in an entry of that kind), ``malformed`` ((mask, value) pairs that are refused as reserved),
+    ``read``, ``write``, ``user``, ``execute`` (rights this level grants; ``ALWAYS`` where it does not restrict),
+    ``accessed`` / ``dirty`` (None: no such bit at this level), ``global_`` (leaf may be used by every ASID),
+    ``table_bits``: bits the mm core stores beside a table's address to make a table entry.
+    ``high_frame_mask`` << ``high_frame_shift`` are further address bits of a leaf (x86 PSE-36).
+    ``address_shift``: the address bits of table and leaf entries stand this much too low (RISC-V: 2).
+
+    For the mm core: ``empty`` (value of a cleared entry), ``soft_present_mask`` (any bit set: the core counts
+    the entry as mapping a page although hardware may not, as PROT_NONE pages), ``special`` (mapped without a
+    struct page; None: no such bit).
+    """
+
+    present: Field
+    frame_mask: int
+    table_mask: int = 0
+    leaf_mask: int = 0
+    reserved_table: int = 0
+    reserved_leaf: int = 0
+    malformed: tuple[tuple[int, int], ...] = ()
+    read: Field = ALWAYS
+    write: Field = ALWAYS
+    user: Field = ALWAYS
+    execute: Field = ALWAYS
+    accessed: Field | None = None
+    dirty: Field | None = None
+    global_: Field | None = None
+    high_frame_mask: int = 0
+    high_frame_shift: int = 0
+    address_shift: int = 0
+    empty: int = 0
+    table_bits: int = 0
+    soft_present_mask: int = 0
+    special: Field | None = None
+
+    def is_none(self, entry: int) -> bool:
+        """Whether the entry is as cleared (Linux: pte_none, ignoring A/D bits a racing walker may leave)."""
+        return entry == self.empty
+
+    def frame_of(self, entry: int) -> int:
+        """Physical address of the page a leaf entry maps."""
+        high = (entry & self.high_frame_mask) << self.high_frame_shift
+        return (entry & self.frame_mask) << self.address_shift | high

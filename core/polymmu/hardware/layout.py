@@ -1,0 +1,93 @@
+"""A radix page table's shape as data: how an address is split, top level first.
+
+Level 0 is the root (Linux's pgd), the last level holds the ptes. Both the hardware's walker and the
+mm core's range walks read their geometry from here; nobody else knows a shift or a table size.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import attrs
+
+__all__ = ["RadixLayout"]
+
+
+@attrs.frozen(slots=False)  # cached_property needs a __dict__
+class RadixLayout:
+    """How one MMU (or one kernel's view of it) splits a virtual address.
+
+    ``index_bits``: bits of the index at each level, root first. ``entry_bytes``: bytes of one entry at
+    each level. ``page_shift``: bits of the page offset. ``leaf_levels``: levels whose entries may map a
+    page; the last level always may. ``names``: Linux's word for each level (``pgd``, ``pud``, ``pmd``,
+    ``pte``, ...). Sources: Intel SDM vol. 3A "Paging", z/Architecture PoP ch. 3, Linux asm/pgtable.h.
+    """
+
+    index_bits: tuple[int, ...]
+    page_shift: int
+    names: tuple[str, ...]
+    entry_bytes: tuple[int, ...]
+    leaf_levels: frozenset[int]
+
+    def __attrs_post_init__(self) -> None:
+        levels = len(self.index_bits)
+        if not levels or len(self.names) != levels or len(self.entry_bytes) != levels:
+            raise ValueError("index_bits, names and entry_bytes must have one item per level")
+        if levels - 1 not in self.leaf_levels or any(not 0 <= n < levels for n in self.leaf_levels):
+            raise ValueError("leaf_levels must be levels of this layout and include the last one")
+
+    @property
+    def levels(self) -> int:
+        """Number of levels."""
+        return len(self.index_bits)
+
+    @property
+    def pte_level(self) -> int:
+        """The last level."""
+        return len(self.index_bits) - 1
+
+    @property
+    def pmd_level(self) -> int:
+        """The level whose entries point to pte tables; 0 where only two levels exist."""
+        return len(self.index_bits) - 2
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of the base page."""
+        return 1 << self.page_shift
+
+    @functools.cached_property
+    def shifts(self) -> tuple[int, ...]:
+        """For each level, the number of address bits below its index."""
+        return tuple(
+            self.page_shift + sum(self.index_bits[level + 1 :]) for level in range(len(self.index_bits))
+        )
+
+    @property
+    def va_bits(self) -> int:
+        """Bits of an address that the walk looks at."""
+        return self.shifts[0] + self.index_bits[0]
+
+    def shift_of(self, level: int) -> int:
+        """Bits below the index of ``level``; level 0 is the root."""
+        return self.shifts[level]
+
+    def span_of(self, level: int) -> int:
+        """Bytes that one entry of ``level`` covers (PMD_SIZE, PGDIR_SIZE, ...)."""
+        return 1 << self.shifts[level]
+
+    def entries_of(self, level: int) -> int:
+        """Entries in a table of ``level``."""
+        return 1 << self.index_bits[level]
+
+    def table_bytes_of(self, level: int) -> int:
+        """Bytes of a table of ``level``."""
+        return self.entry_bytes[level] << self.index_bits[level]
+
+    def index_of(self, level: int, va: int) -> int:
+        """The index of ``va`` in the table of ``level``."""
+        return (va >> self.shifts[level]) & ((1 << self.index_bits[level]) - 1)
+
+    def entry_address(self, level: int, table: int, va: int) -> int:
+        """Physical address of the entry for ``va`` in the table of ``level`` at physical address ``table``."""
+        return table + self.index_of(level, va) * self.entry_bytes[level]

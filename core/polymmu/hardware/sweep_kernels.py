@@ -1,0 +1,186 @@
+"""Compiled sweeps over what a CPU has cached: drop it, or ask whether it is still true.
+
+``sweep`` is one kernel with two modes because loading a kernel costs 10 to 30 milliseconds of every
+process; the ranges and tags to match are the same for both.
+"""
+
+from __future__ import annotations
+
+from polymmu.hardware.compile import call_miss, kernel, step
+from polymmu.hardware.state import (
+    ADDRESS_BITS,
+    BASE_SHIFT,
+    DESCRIPTOR,
+    DESCRIPTORS,
+    D_COUNTS,
+    D_FLUSHED,
+    D_LEVEL,
+    D_RECORDS,
+    D_SETS,
+    D_WAYS,
+    E_INFO,
+    E_ORDINAL,
+    E_PAGE,
+    E_SHIFT,
+    E_SPACE,
+    FLAG_BITS,
+    FRAGMENTS,
+    GLOBAL,
+    MISS_ADDRESS,
+    NR_TLBS,
+    NR_WALK_CACHES,
+    OUT_FRAME,
+    OUT_INFO,
+    OUT_SHIFT,
+    PATH_RIGHTS,
+    PATH_TABLE,
+    PEEK,
+    REAL_SHIFT,
+    RECORD,
+    RIGHTS,
+    SIZES,
+    VA_BITS,
+)
+from polymmu.hardware.tlb_kernels import find, forget, page_number, tlbs_end, walk_cache_shift
+
+EVERYWHERE = -1  # as `space`: every address space
+NONE_OF_THEM, OF_SPACE, ON_PATH, ALL_OF_THEM = 0, 1, 2, 3  # which paging-structure entries to drop
+FEW_PAGES = 8  # up to so many, looking each one up is cheaper than looking at every entry
+
+
+@step
+def overlaps(start, last, low, shift):
+    """Whether [low, low + 2**shift) and [start, last] have an address in common, as unsigned numbers."""
+    flip = -0x8000000000000000
+    high = low + ((1 << shift) - 1)
+    return (low ^ flip) <= (last ^ flip) and (start ^ flip) <= (high ^ flip)
+
+
+@kernel
+def drop_tlb(state, cache, space, with_global, start, last):
+    """Drop the entries of one TLB for ``space`` whose page, in its real size, meets [start, last]."""
+    base = state[BASE_SHIFT]
+    dropped = 0
+    record = state[cache + D_RECORDS]
+    for _ in range(state[cache + D_SETS] * state[cache + D_WAYS]):
+        page = state[record + E_PAGE]
+        if page >= 0:
+            tag = state[record + E_SPACE]
+            if with_global if tag == GLOBAL else (space == EVERYWHERE or tag == space):
+                real = state[SIZES + ((state[record + E_INFO] & FLAG_BITS) >> REAL_SHIFT)]
+                low = (page << (state[record + E_SHIFT] + base)) >> real << real
+                if overlaps(start, last, low, real):
+                    forget(state, cache, record)
+                    dropped += 1
+        record += RECORD
+    state[cache + D_FLUSHED] += dropped
+    return dropped
+
+
+@kernel
+def drop_few(state, cache, space, with_global, start, last):
+    """``drop_tlb`` by looking up each page: same result where no entry is a fragment of a larger page."""
+    base = state[BASE_SHIFT]
+    dropped = 0
+    for ordinal in range(16):
+        if state[cache + D_COUNTS + ordinal] == 0:
+            continue
+        shift = state[SIZES + ordinal]
+        page = page_number(start, shift)
+        while True:
+            record = find(state, cache, page, shift - base, space)
+            if record and (with_global or state[record + E_SPACE] != GLOBAL):
+                forget(state, cache, record)
+                dropped += 1
+            elif page == page_number(last, shift):
+                break
+            else:
+                page += 1
+    state[cache + D_FLUSHED] += dropped
+    return dropped
+
+
+@kernel
+def drop_walk_cache(state, cache, space, which, start, last):
+    """Drop entries of one paging-structure cache."""
+    shift = walk_cache_shift(state, cache)
+    dropped = 0
+    record = state[cache + D_RECORDS]
+    for _ in range(state[cache + D_SETS] * state[cache + D_WAYS]):
+        page = state[record + E_PAGE]
+        if page >= 0:
+            mine = which == ALL_OF_THEM or space == EVERYWHERE or state[record + E_SPACE] == space
+            if mine and (which != ON_PATH or overlaps(start, last, page << shift, shift)):
+                forget(state, cache, record)
+                dropped += 1
+        record += RECORD
+    return dropped
+
+
+@kernel
+def is_stale(state, ram, record):
+    """Whether a TLB entry says more than, or something else than, the tables do."""
+    shift = state[record + E_SHIFT] + state[BASE_SHIFT]
+    va = state[record + E_PAGE] << shift
+    bits = state[VA_BITS]
+    info = state[record + E_INFO]
+    if call_miss(state[MISS_ADDRESS], state, ram, va, -1, PEEK):
+        return True
+    frame = state[OUT_FRAME] + (va & ((1 << state[OUT_SHIFT]) - 1))
+    lost = info & RIGHTS & ~state[OUT_INFO]
+    return state[OUT_SHIFT] < shift or frame != info & ADDRESS_BITS or lost != 0
+
+
+@kernel
+def is_stale_path(state, ram, cache, record):
+    """Whether a paging-structure entry leads elsewhere, or grants more, than the tables do."""
+    level = state[cache + D_LEVEL]
+    va = state[record + E_PAGE] << walk_cache_shift(state, cache)
+    state[PATH_RIGHTS + level + 1] = 0
+    state[PATH_TABLE + level + 1] = -1
+    call_miss(state[MISS_ADDRESS], state, ram, va, -1, PEEK)
+    if state[PATH_TABLE + level + 1] != state[record + E_INFO]:
+        return True
+    return state[record + E_ORDINAL] & ~state[PATH_RIGHTS + level + 1] != 0
+
+
+@kernel
+def sweep(state, ram, counts_stale, space, with_global, which, start, last):
+    """Drop, or count what is stale among, the entries of ``space`` for [start, last] (inclusive).
+
+    Dropping: TLB entries unless ``with_global`` is negative; global ones only where it is 1; entries of
+    paging-structure caches as ``which`` says. Counting: what ``space`` could use, against the tables under
+    ``state[WALK_ROOT]``. Returns the number of entries.
+    """
+    total = 0
+    end = tlbs_end(state)
+    count = state[NR_TLBS] + state[NR_WALK_CACHES]
+    few = (
+        space != EVERYWHERE
+        and state[FRAGMENTS] == 0
+        and page_number(last, state[BASE_SHIFT]) - page_number(start, state[BASE_SHIFT]) < FEW_PAGES
+    )
+    for n in range(count):
+        cache = DESCRIPTORS + n * DESCRIPTOR
+        if counts_stale:
+            record = state[cache + D_RECORDS]
+            for _ in range(state[cache + D_SETS] * state[cache + D_WAYS]):
+                page = state[record + E_PAGE]
+                tag = state[record + E_SPACE]
+                if page >= 0 and (tag == space or tag == GLOBAL):
+                    shift = state[record + E_SHIFT] + state[BASE_SHIFT]
+                    if overlaps(start, last, page << shift, shift):
+                        if cache < end:
+                            total += is_stale(state, ram, record)
+                        else:
+                            total += is_stale_path(state, ram, cache, record)
+                record += RECORD
+        elif cache < end:
+            if with_global >= 0:
+                if few:
+                    total += drop_few(state, cache, space, with_global, start, last)
+                else:
+                    total += drop_tlb(state, cache, space, with_global, start, last)
+        elif which != NONE_OF_THEM:
+            total += drop_walk_cache(state, cache, space, which, start, last)
+    return total

@@ -1,0 +1,356 @@
+"""The compiled radix walker: what hardware does when no TLB has the translation.
+
+A *miss routine* is a kernel of one fixed signature, ``fault = miss(state, ram, va, access, mode)``. It
+finds the translation of ``va`` and leaves it in ``state[OUT_*]``, or returns a ``WalkFault`` and leaves
+the entry that refused in ``state[FAULT_PLACE]``, ``state[FAULT_ENTRY]``. Modes:
+
+* ``WALK``: as hardware does it, from the current root, with paging-structure caches, accessed and dirty
+  bits and all counters. A walk that faults changes no memory and no cache, it only counts.
+* ``PEEK``: looks, from ``state[WALK_ROOT]``; reads memory only, counts nothing. ``access`` -1 asks for no
+  right.
+* ``STOP_AT + level``: like ``WALK``, but the entry of ``level`` counts as absent.
+
+``radix_miss`` is the routine of every radix MMU; its formats are rows of numbers (``state.ROWS``). An MMU
+that hashes or traps brings its own routine.
+
+Order of checks at each level: present, then reserved bits, then down. Rights are combined over all levels
+and judged after the walk; then accessed is set wherever it was clear, and dirty on a store.
+(Intel SDM vol. 3A 4.3-4.8; z/Architecture and RISC-V differ in data only.)
+"""
+
+from __future__ import annotations
+
+from polymmu.hardware.compile import kernel, step, words_at
+from polymmu.hardware.state import (
+    AD_UPDATES,
+    ASID,
+    BASE_SHIFT,
+    BIG_ENDIAN,
+    CANONICAL_SIGN,
+    DIRTY,
+    EXECUTE,
+    E_INFO,
+    E_ORDINAL,
+    FAULT_ENTRY,
+    FAULT_LEVEL,
+    FAULT_PLACE,
+    LEVELS,
+    NEED,
+    NR_ROOT_ENTRIES,
+    OUT_FRAME,
+    OUT_GLOBAL,
+    OUT_INFO,
+    OUT_ORDINAL,
+    OUT_SHIFT,
+    PATH_ENTRY,
+    PATH_PLACE,
+    PATH_RIGHTS,
+    PATH_TABLE,
+    PEEK,
+    PLACE_MASK,
+    RAM_BYTES,
+    READ,
+    REFERENCES,
+    ROOT,
+    ROOT_ENTRIES,
+    ROW,
+    ROWS,
+    R_ACCESSED_M,
+    R_ACCESSED_ON,
+    R_ADDRESS_SHIFT,
+    R_BYTES,
+    R_CACHE,
+    R_DIRTY_M,
+    R_DIRTY_ON,
+    R_EXECUTE_M,
+    R_EXECUTE_ON,
+    R_FRAME,
+    R_GLOBAL_M,
+    R_GLOBAL_ON,
+    R_HIGH,
+    R_HIGH_SHIFT,
+    R_INDEX,
+    R_LAST,
+    R_LEAF,
+    R_MALFORMED,
+    R_ORDINAL,
+    R_PAIRS,
+    R_PRESENT_M,
+    R_PRESENT_ON,
+    R_READ_M,
+    R_READ_ON,
+    R_RESERVED_LEAF,
+    R_RESERVED_TABLE,
+    R_SHIFT,
+    R_TABLE,
+    R_USER_M,
+    R_USER_ON,
+    R_WRITE_M,
+    R_WRITE_ON,
+    SETS_AD,
+    STOP_AT,
+    SUPERVISOR_RIGHTS,
+    SUPERVISOR_WRITES,
+    USER,
+    USER_RIGHTS,
+    VA_BITS,
+    WALKS,
+    WALK_CACHE_HITS,
+    WALK_CLOCK,
+    WALK_ROOT,
+    WRITE,
+)
+from polymmu.hardware.tlb_kernels import fill, find, page_number, touch
+
+NOT_PRESENT, RESERVED_BIT, NO_PERMISSION, NON_CANONICAL = 1, 2, 3, 4
+MISALIGNED, TABLE_UNREADABLE, NOT_ACCESSED = 5, 6, 7
+
+LOW_32 = 0xFFFFFFFF
+ADDRESS_MASK = (1 << 62) - 1
+ALL_RIGHTS = READ | WRITE | USER | EXECUTE
+
+
+@kernel
+def swap_bytes(value, nbytes):
+    """The entry of ``nbytes`` bytes (4 or 8) in the other byte order."""
+    swapped = 0
+    for _ in range(nbytes):
+        swapped = swapped << 8 | value & 0xFF
+        value >>= 8
+    return swapped
+
+
+@step
+def read_entry(ram, place, nbytes, big_endian):
+    """The table entry at physical address ``place``, zero-extended to a word."""
+    word = ram[(place >> 3) & ADDRESS_MASK]
+    if nbytes == 4:
+        word = word >> ((place & 4) << 3) & LOW_32
+    return swap_bytes(word, nbytes) if big_endian else word
+
+
+@step
+def write_entry(ram, place, nbytes, big_endian, entry):
+    """Store a table entry; the neighbour in the same 8 bytes keeps its value."""
+    if big_endian:
+        entry = swap_bytes(entry, nbytes)
+    if nbytes == 4:
+        shift = (place & 4) << 3
+        entry = ram[place >> 3] & ~(LOW_32 << shift) | (entry & LOW_32) << shift
+    ram[place >> 3] = entry
+
+
+@step
+def is_canonical(state, va):
+    """Whether the bits of ``va`` above what the walk uses are as the MMU wants them."""
+    bits = state[VA_BITS]
+    if bits >= 64:
+        return True
+    if state[CANONICAL_SIGN]:
+        top = va >> (bits - 1)
+        return top in (0, -1)
+    return va >> bits == 0
+
+
+@step
+def is_malformed(state, row, entry, is_leaf):
+    """Whether a present entry has a reserved bit set or one of the format's refused patterns."""
+    reserved = state[row + R_RESERVED_LEAF] if is_leaf else state[row + R_RESERVED_TABLE]
+    if entry & reserved:
+        return True
+    for n in range(state[row + R_MALFORMED]):
+        if entry & state[row + R_PAIRS + 2 * n] == state[row + R_PAIRS + 2 * n + 1]:
+            return True
+    return False
+
+
+@step
+def rights_of(state, row, entry):
+    """The rights one entry grants, as READ, WRITE, USER, EXECUTE bits."""
+    rights = 0
+    if entry & state[row + R_READ_M] == state[row + R_READ_ON]:
+        rights |= READ
+    if entry & state[row + R_WRITE_M] == state[row + R_WRITE_ON]:
+        rights |= WRITE
+    if entry & state[row + R_USER_M] == state[row + R_USER_ON]:
+        rights |= USER
+    if entry & state[row + R_EXECUTE_M] == state[row + R_EXECUTE_ON]:
+        rights |= EXECUTE
+    return rights
+
+
+@step
+def info_of(state, rights):
+    """Combined rights as an entry's INFO bits: what supervisor and user may do."""
+    three = 0
+    if rights & EXECUTE:
+        three |= 1
+    if rights & READ:
+        three |= 2
+    if rights & WRITE:
+        three |= 4
+    info = three << USER_RIGHTS if rights & USER else 0
+    if state[SUPERVISOR_WRITES]:
+        three |= 4
+    return info | three << SUPERVISOR_RIGHTS
+
+
+@step
+def start_of_walk(state, va):
+    """The level to start at. The lowest paging-structure cache that knows the address decides."""
+    for below in range(1, state[LEVELS]):
+        level = state[LEVELS] - 1 - below
+        row = (ROWS + level * ROW) & PLACE_MASK
+        cache = state[row + R_CACHE] & PLACE_MASK
+        if cache:
+            shift = state[row + R_SHIFT]
+            record = find(state, cache, page_number(va, shift), shift - state[BASE_SHIFT], state[ASID])
+            if record:
+                touch(state, cache, record, state[WALK_CLOCK])
+                state[WALK_CACHE_HITS] += 1
+                state[PATH_TABLE + level + 1] = state[record + E_INFO]
+                state[PATH_RIGHTS + level + 1] = state[record + E_ORDINAL]
+                return level + 1
+    state[PATH_TABLE] = state[ROOT]
+    state[PATH_RIGHTS] = ALL_RIGHTS
+    return 0
+
+
+@step
+def set_accessed(state, ram, start, last, is_store):
+    """Set accessed on every level of the path that lacks it, and dirty on the leaf of a store."""
+    for level in range(start, last + 1):
+        row = (ROWS + level * ROW) & PLACE_MASK
+        place = state[PATH_PLACE + level]
+        if place < 0:  # latched in a register: has no such bits
+            continue
+        entry = state[PATH_ENTRY + level]
+        marked = entry & ~state[row + R_ACCESSED_M] | state[row + R_ACCESSED_ON]
+        if is_store and level == last:
+            marked = marked & ~state[row + R_DIRTY_M] | state[row + R_DIRTY_ON]
+        if marked != entry:
+            write_entry(ram, place, state[row + R_BYTES], state[BIG_ENDIAN], marked)
+            state[PATH_ENTRY + level] = marked
+            state[AD_UPDATES] += 1
+
+
+@step
+def keep_path(state, va, start, last):
+    """Give the table entries of a finished walk to the paging-structure caches."""
+    for level in range(start, last):
+        row = (ROWS + level * ROW) & PLACE_MASK
+        cache = state[row + R_CACHE] & PLACE_MASK
+        if cache:
+            shift = state[row + R_SHIFT]
+            fill(
+                state,
+                cache,
+                page_number(va, shift),
+                shift - state[BASE_SHIFT],
+                state[ASID],
+                state[PATH_TABLE + level + 1],
+                state[PATH_RIGHTS + level + 1],
+                state[WALK_CLOCK],
+            )
+
+
+@step
+def radix_walk(state, ram, va, access, mode):
+    """The miss routine of radix page tables; see the top of this file."""
+    state[FAULT_PLACE] = -1
+    state[FAULT_ENTRY] = 0
+    if not is_canonical(state, va):
+        return NON_CANONICAL
+    looks_only = mode == PEEK
+    start = 0
+    is_latched = state[NR_ROOT_ENTRIES] > 0
+    if looks_only:
+        root = state[WALK_ROOT]
+        is_latched = is_latched and root < 0
+        state[PATH_TABLE] = state[ROOT] if root < 0 else root
+        state[PATH_RIGHTS] = ALL_RIGHTS
+    else:
+        state[WALKS] += 1
+        state[WALK_CLOCK] += 1
+        start = start_of_walk(state, va)
+    level = start
+    row = (ROWS + level * ROW) & PLACE_MASK
+    entry = 0
+    while True:
+        table = state[PATH_TABLE + level]
+        index = va >> state[row + R_SHIFT] & state[row + R_INDEX]
+        place = table + index * state[row + R_BYTES]
+        if level == 0 and is_latched:
+            place = -1
+            entry = state[ROOT_ENTRIES + index]
+        else:
+            if place < 0 or place + state[row + R_BYTES] > state[RAM_BYTES]:
+                return TABLE_UNREADABLE
+            entry = read_entry(ram, place, state[row + R_BYTES], state[BIG_ENDIAN])
+            if not looks_only:
+                state[REFERENCES] += 1
+        state[FAULT_PLACE] = place
+        state[FAULT_LEVEL] = level
+        state[FAULT_ENTRY] = entry
+        if entry & state[row + R_PRESENT_M] != state[row + R_PRESENT_ON] or mode == STOP_AT + level:
+            return NOT_PRESENT
+        is_leaf = state[row + R_LAST] != 0 or entry & state[row + R_LEAF] != 0
+        if is_malformed(state, row, entry, is_leaf):
+            return RESERVED_BIT
+        state[PATH_PLACE + level] = place
+        state[PATH_ENTRY + level] = entry
+        rights = state[PATH_RIGHTS + level] & rights_of(state, row, entry)
+        if is_leaf:
+            break
+        level = (level + 1) & 7
+        state[PATH_TABLE + level] = (entry & state[row + R_TABLE]) << state[row + R_ADDRESS_SHIFT]
+        state[PATH_RIGHTS + level] = rights
+        row = (row + ROW) & PLACE_MASK
+
+    frame = (entry & state[row + R_FRAME]) << state[row + R_ADDRESS_SHIFT]
+    frame |= (entry & state[row + R_HIGH]) << state[row + R_HIGH_SHIFT]
+    if frame & ((1 << state[row + R_SHIFT]) - 1):
+        return MISALIGNED
+    info = info_of(state, rights)
+    if access >= 0 and ~info & state[NEED + access] & ~DIRTY:
+        return NO_PERMISSION
+    is_clean = state[row + R_DIRTY_M] != 0 and entry & state[row + R_DIRTY_M] != state[row + R_DIRTY_ON]
+    is_old = entry & state[row + R_ACCESSED_M] != state[row + R_ACCESSED_ON]
+    is_store = access == 2
+    if not state[SETS_AD]:
+        if access >= 0 and (is_old or is_store and is_clean):
+            return NOT_ACCESSED
+    elif not looks_only:
+        set_accessed(state, ram, start, level, is_store)
+        is_clean = is_clean and not is_store
+    if not looks_only:
+        keep_path(state, va, start, level)
+    state[OUT_FRAME] = frame
+    state[OUT_SHIFT] = state[row + R_SHIFT]
+    state[OUT_INFO] = info if is_clean else info | DIRTY
+    state[OUT_ORDINAL] = state[row + R_ORDINAL]
+    state[OUT_GLOBAL] = (
+        1
+        if state[row + R_GLOBAL_M] != 0 and entry & state[row + R_GLOBAL_M] == state[row + R_GLOBAL_ON]
+        else 0
+    )
+    return 0
+
+
+@kernel
+def radix_miss(state_words, ram_words, va, access, mode):
+    """``radix_walk`` in the fixed signature of miss routines."""
+    return radix_walk(words_at(state_words), words_at(ram_words), va, access, mode)
+
+
+@kernel
+def peek_many(addresses, access, state, ram, pas, sizes, faults):
+    """Look each address up in the tables under ``state[WALK_ROOT]``; -1 and 0 where there is no answer."""
+    for n in range(addresses.size):
+        fault = radix_walk(state, ram, addresses[n], access, PEEK)
+        faults[n] = fault
+        pas[n] = -1
+        sizes[n] = 0
+        if fault == 0:
+            sizes[n] = 1 << state[OUT_SHIFT]
+            pas[n] = state[OUT_FRAME] + (addresses[n] & (sizes[n] - 1))

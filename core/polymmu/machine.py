@@ -1,0 +1,491 @@
+"""Put a description, an architecture, hardware and an mm core together, and give users handles to hold.
+
+``boot_kernel`` assembles; ``Machine``, ``Mm`` and ``CpuHandle`` are what a user holds: they check arguments,
+choose the CPU a call runs on, and turn the core's answers into exceptions. Nothing here is an algorithm.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polymmu import registry
+from polymmu.description import load as descriptions
+from polymmu.description.model import MachineDescription
+from polymmu.errors import SegmentationFault, UserMistake, syscall_error
+from polymmu.events import Events, Observer
+from polymmu.hardware.cpu import Cpu, Upcoming
+from polymmu.hardware.ram import Frames, Ram
+from polymmu.hooks import ArchKernel
+from polymmu.mm import exec as mm_exec
+from polymmu.mm import fault as mm_fault
+from polymmu.mm import fork as mm_fork
+from polymmu.mm import frames, pagecache, truncate
+from polymmu.mm import mm as mm_life
+from polymmu.mm import mmap as mm_mmap
+from polymmu.mm import mprotect as mm_mprotect
+from polymmu.mm import mremap as mm_mremap
+from polymmu.mm import vma as vmas
+from polymmu.registry import Arch
+from polymmu.report import SCHEMA, Counters, Report
+from polymmu.sanitize.flushes import FlushAudit
+from polymmu.sched.driver import Sched
+from polymmu.structs import (
+    VM_EXEC,
+    VM_GROWSDOWN,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+    File,
+    Kernel,
+    Shape,
+    mm_struct,
+)
+
+__all__ = ["CpuHandle", "Machine", "Mm", "boot_kernel"]
+
+RIGHTS = {"r": VM_READ, "w": VM_WRITE, "x": VM_EXEC}
+ACCESS_OF_RIGHT = {"r": "load", "w": "store", "x": "fetch"}
+
+
+def shape_of(arch: Arch, section: Any) -> Shape:
+    """Ask an architecture everything about geometry, once."""
+    ops = arch.ops
+    registers = ops.boot_registers(section)
+    layout = ops.page_table_layout(section)
+    return Shape(
+        layout=layout,
+        formats=tuple(ops.entry_format(section, registers, level) for level in range(layout.levels)),
+        limits=ops.address_limits(section),
+        protections=ops.page_protections(section, registers),
+        huge_page_sizes=ops.huge_page_sizes(section),
+        byte_order=ops.byte_order(section),
+        registers=registers,
+    )
+
+
+def boot_kernel(
+    description: MachineDescription, arch: Arch, observers: Sequence[Observer] = ()
+) -> ArchKernel:
+    """A kernel with its RAM, CPUs and allocators, no process yet. The arch has been asked for its shape."""
+    section = description.section
+    shape = shape_of(arch, section)
+    translation = arch.ops.translation(section, shape.registers)
+    ram = Ram(description.memory)
+    page_frames = Frames(description.memory >> shape.layout.page_shift, shape.layout.page_size)
+    cpus = tuple(
+        Cpu(index, ram, page_frames, description.tlbs, description.walk_caches, translation, description.seed)
+        for index in range(description.cpus)
+    )
+    kernel: ArchKernel = Kernel(
+        description=description,
+        ram=ram,
+        frames=page_frames,
+        free=frames.boot_free_frames(page_frames, len(cpus)),
+        cpus=cpus,
+        sched=Sched(cpus),
+        events=Events(),
+        ops=arch.ops,
+        shape=shape,
+        active_mm=[None] * len(cpus),
+    )
+    mm_life.boot(kernel)
+    kernel.events = Events(observers)
+    return kernel
+
+
+class Vectors:
+    """Where hardware enters the kernel: the page-fault vector."""
+
+    def __init__(self, kernel: ArchKernel) -> None:
+        self.kernel = kernel
+        self.cost = kernel.description.costs.fault
+
+    def fault(self, cpu: Cpu, code: int, va: int, upcoming: Upcoming) -> None:
+        """Handle a fault on ``cpu``; returns when the access may be retried, raises SegmentationFault if not."""
+        kernel = self.kernel
+        kernel.sched.cpu = cpu
+        info = kernel.ops.decode_fault(code)
+        mm = kernel.active_mm[cpu.index]
+        kernel.sched.spend(self.cost, "fault")
+        if mm is None or mm is kernel.init_mm:
+            raise SegmentationFault(va, info.access, "this CPU runs no program; call switch_mm first")
+        mm_fault.handle_mm_fault(kernel, mm, va, info, upcoming)
+
+
+class Machine:
+    """A machine built from a description. Deterministic: same calls, same bytes."""
+
+    def __init__(self, description: MachineDescription, arch: Arch, *, sets: Sequence[str] = ()) -> None:
+        self.description = description
+        self.arch = arch
+        self.sets = tuple(sets)
+        self.kernel = boot_kernel(description, arch)
+        self.counters = Counters(self.kernel.shape.layout.names)
+        self.flushes = FlushAudit(self.kernel)
+        self.kernel.events = Events((self.counters, self.flushes))
+        self.vectors = Vectors(self.kernel)
+        for cpu in self.kernel.cpus:
+            cpu.vectors = self.vectors
+            cpu.watcher = self.flushes
+        self.cpus = tuple(CpuHandle(self, cpu) for cpu in self.kernel.cpus)
+        self._chosen: CpuHandle | None = None
+
+    @staticmethod
+    def describe(name_or_path: str | Path, *, sets: Sequence[str] = ()) -> tuple[MachineDescription, Arch]:
+        """The checked description of an installed machine or a YAML file, and its arch. Raises UserMistake."""
+
+        def section_class_of(arch: str) -> type:
+            return registry.arch_named(arch).ops.config_class()
+
+        description = descriptions.load_machine(
+            str(name_or_path), section_class_of=section_class_of, sets=sets
+        )
+        return description, registry.arch_named(description.arch)
+
+    @classmethod
+    def from_file(cls, name_or_path: str | Path, *, sets: Sequence[str] = ()) -> Machine:
+        """The installed machine called so, or the one a YAML file describes. Raises UserMistake."""
+        description, arch = cls.describe(name_or_path, sets=sets)
+        return cls(description, arch, sets=sets)
+
+    @property
+    def name(self) -> str:
+        """The description's name."""
+        return self.description.name
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of the base page."""
+        return self.kernel.shape.layout.page_size
+
+    @property
+    def task_size(self) -> int:
+        """Exclusive top of user addresses."""
+        return self.kernel.shape.limits.task_size
+
+    @property
+    def first_user_address(self) -> int:
+        """Lowest address a mapping may have."""
+        return self.kernel.shape.limits.first_user_address
+
+    @property
+    def stack_top(self) -> int:
+        """Where a program's stack ends."""
+        return self.kernel.shape.limits.stack_top
+
+    def new_mm(self) -> Mm:
+        """An empty address space. Raises MemoryError if there is no frame for its root."""
+        return Mm(self, mm_life.mm_alloc(self.kernel))
+
+    def new_file(self, size: int, name: str = "") -> FileHandle:
+        """A file of ``size`` bytes of zeroes, held until ``close``."""
+        if size < 0:
+            raise UserMistake(f"a file cannot have {size} bytes; give 0 or more")
+        return FileHandle(self, pagecache.new_file(self.kernel, name, size))
+
+    def running_cpu(self, mm: mm_struct | None) -> Cpu:
+        """The CPU that a call on ``mm`` runs on: the chosen one, else the last that loaded it, else 0."""
+        if self._chosen is not None:
+            return self._chosen.cpu
+        return self.kernel.cpus[mm.last_cpu if mm is not None else 0]
+
+    def report(
+        self, *, workload: str = "", workload_sha256: str = "", extra: dict[str, Any] | None = None
+    ) -> Report:
+        """Everything counted since the machine was built."""
+        return Report(assemble(self, workload, workload_sha256, extra or {}))
+
+
+class CpuHandle:
+    """One CPU as a user holds it. As a context manager it makes mm calls run here."""
+
+    def __init__(self, machine: Machine, cpu: Cpu) -> None:
+        self.machine = machine
+        self.cpu = cpu
+        self._outer: list[CpuHandle | None] = []
+
+    @property
+    def index(self) -> int:
+        """Number of this CPU."""
+        return self.cpu.index
+
+    def __enter__(self) -> CpuHandle:
+        self._outer.append(self.machine._chosen)
+        self.machine._chosen = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.machine._chosen = self._outer.pop()
+
+    def switch_mm(self, mm: Mm) -> None:
+        """Run ``mm`` here from now on."""
+        kernel = self.machine.kernel
+        kernel.sched.cpu = self.cpu
+        mm_life.activate(kernel, self.cpu, mm.struct)
+        mm.struct.last_cpu = self.cpu.index
+
+    def load(self, va: int, size: int) -> bytes:
+        """Read ``size`` bytes at virtual address ``va``. Raises SegmentationFault."""
+        return self.cpu.load(_address(va), size)
+
+    def store(self, va: int, data: bytes) -> None:
+        """Write ``data`` at virtual address ``va``. Raises SegmentationFault."""
+        self.cpu.store(_address(va), data)
+
+    def fetch(self, va: int, size: int) -> bytes:
+        """Fetch ``size`` bytes of instructions at ``va``. Raises SegmentationFault."""
+        return self.cpu.fetch(_address(va), size)
+
+    def replay(
+        self,
+        op: NDArray[np.uint8],
+        vaddr: NDArray[np.uint64],
+        size: NDArray[np.uint8],
+        start: int,
+        stop: int,
+    ) -> int:
+        """Replay accesses [start, stop) of a trace's columns. Raises SegmentationFault with ``.index``."""
+        return self.cpu.replay(op, vaddr, size, start, stop)
+
+    def replay_runs(
+        self,
+        vpn: NDArray[np.uint64],
+        data: NDArray[np.uint8],
+        write: NDArray[np.uint8],
+        count: NDArray[Any],
+        start: int,
+        stop: int,
+    ) -> int:
+        """Replay page runs [start, stop). Raises SegmentationFault with ``.index``."""
+        return self.cpu.replay_runs(vpn, data, write, count, start, stop)
+
+
+def _address(va: int) -> int:
+    if not 0 <= va < 1 << 64:
+        raise UserMistake(f"address {va:#x} is not a 64-bit address")
+    return va
+
+
+class FileHandle:
+    """A file as a user holds it; ``close`` drops the reference, mappings keep theirs."""
+
+    def __init__(self, machine: Machine, file: File) -> None:
+        self.machine = machine
+        self.file = file
+        self.closed = False
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return self.file.size
+
+    def truncate(self, size: int) -> None:
+        """Set the size; pages beyond it leave every mapping."""
+        if size < 0:
+            raise syscall_error(errno.EINVAL, f"a file cannot have {size} bytes")
+        truncate.do_truncate(self.machine.kernel, self.file, size)
+
+    def close(self) -> None:
+        """Drop the holder's reference."""
+        if not self.closed:
+            self.closed = True
+            pagecache.put_file(self.machine.kernel, self.file)
+
+
+class Mm:
+    """An address space as a user holds it: system calls in Python's words."""
+
+    def __init__(self, machine: Machine, struct: mm_struct) -> None:
+        self.machine = machine
+        self.struct = struct
+        self.generation = struct.generation
+
+    def _enter(self) -> mm_struct:
+        """The mm_struct, with the kernel on the CPU this call runs on."""
+        if self.struct.generation != self.generation:
+            raise UserMistake("this address space has exited; make a new one with machine.new_mm()")
+        kernel = self.machine.kernel
+        kernel.sched.cpu = self.machine.running_cpu(self.struct)
+        return self.struct
+
+    def mmap(
+        self,
+        length: int,
+        prot: str = "rw",
+        *,
+        at: int | None = None,
+        fixed: bool = False,
+        shared: bool = False,
+        file: FileHandle | None = None,
+        offset: int = 0,
+        populate: bool = False,
+        grows_down: bool = False,
+    ) -> int:
+        """Map ``length`` bytes; returns the address.
+
+        ``prot``: letters of ``rwx``, empty for none. ``at``: a wish, or with ``fixed`` an order that replaces
+        what was there. ``offset``: bytes into ``file``, a multiple of the page size. Raises SyscallError.
+        """
+        mm = self._enter()
+        flags = rights_of(prot)
+        if shared:
+            flags |= VM_SHARED
+        if grows_down:
+            flags |= VM_GROWSDOWN
+        page = self.machine.page_size
+        if offset < 0 or offset % page:
+            raise syscall_error(
+                errno.EINVAL, f"offset {offset:#x} is not a multiple of the page size {page:#x}"
+            )
+        if fixed and at is None:
+            raise syscall_error(errno.EINVAL, "a fixed mapping needs an address (at=)")
+        return mm_mmap.do_mmap(
+            mm,
+            at,
+            length,
+            flags,
+            fixed=fixed,
+            file=file.file if file is not None else None,
+            pgoff=offset // page,
+            populate=populate,
+        )
+
+    def munmap(self, addr: int, length: int) -> None:
+        """Unmap [addr, addr + length), rounded up to pages."""
+        mm_mmap.do_munmap(self._enter(), addr, length)
+
+    def mprotect(self, addr: int, length: int, prot: str) -> None:
+        """Change the rights of [addr, addr + length)."""
+        mm_mprotect.do_mprotect(self._enter(), addr, length, rights_of(prot))
+
+    def mremap(
+        self, addr: int, old_length: int, new_length: int, *, may_move: bool = True, to: int | None = None
+    ) -> int:
+        """Resize or move a mapping; returns its address. ``to``: where it must go."""
+        return mm_mremap.do_mremap(
+            self._enter(), addr, old_length, new_length, may_move=may_move, new_addr=to
+        )
+
+    def brk(self, addr: int = 0) -> int:
+        """Move the program break (0: only ask); returns it as it then is."""
+        return mm_mmap.do_brk(self._enter(), addr)
+
+    def set_brk_start(self, addr: int) -> None:
+        """Say where the heap begins, as a program's loader does."""
+        mm = self._enter()
+        mm.start_brk = mm.brk = addr
+
+    def madvise(self, addr: int, length: int, advice: str) -> None:
+        """``dontneed`` drops the pages of a range; they come back zeroed, or from the file."""
+        if advice != "dontneed":
+            raise UserMistake(f"unknown advice '{advice}' (known: dontneed)")
+        mm_mmap.do_madvise_dontneed(self._enter(), addr, length)
+
+    def fork(self) -> Mm:
+        """A child that shares every page copy-on-write."""
+        return Mm(self.machine, mm_fork.dup_mm(self._enter()))
+
+    def exec(self) -> Mm:
+        """A fresh address space with a stack in place of this one, which this user gives up."""
+        return Mm(self.machine, mm_exec.exec_mm(self.machine.kernel, self._enter()))
+
+    def exit(self) -> None:
+        """Tear the address space down."""
+        mm = self._enter()
+        mm_life.mmput(mm)
+
+    def is_mapped(self, addr: int) -> bool:
+        """Whether some mapping covers ``addr``."""
+        mm = self._enter()
+        vma = vmas.find_vma(mm, addr)
+        return vma is not None and vma.vm_start <= addr
+
+    def mappings(self) -> list[tuple[int, int, str]]:
+        """(start, end, rights) of every mapping, ascending."""
+        mm = self._enter()
+        return [
+            (vma.vm_start, vma.vm_end, "".join(c for c, bit in RIGHTS.items() if vma.vm_flags & bit))
+            for vma in mm.vmas.values()
+        ]
+
+
+def rights_of(prot: str) -> int:
+    """``"rw"`` -> VM_READ | VM_WRITE. Raises UserMistake for another letter."""
+    flags = 0
+    for letter in prot:
+        if letter not in RIGHTS:
+            raise UserMistake(f"unknown right '{letter}' in prot={prot!r}; use letters of 'rwx'")
+        flags |= RIGHTS[letter]
+    return flags
+
+
+def assemble(machine: Machine, workload: str, workload_sha256: str, extra: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of ``polymmu run`` from a machine's counters."""
+    kernel = machine.kernel
+    accesses = {"total": 0, "fetch": 0, "load": 0, "store": 0}
+    tlbs: list[dict[str, Any]] = []
+    walk = {"count": 0, "references": 0, "cache_hits": 0, "ad_updates": 0}
+    cycles = sum(kernel.sched.clock)
+    for cpu in kernel.cpus:
+        counted = cpu.counters()
+        for kind in ("fetch", "load", "store"):
+            accesses[kind] += counted["accesses"][kind]
+        tlbs += [{"name": name, "cpu": cpu.index, **each} for name, each in counted["tlb"].items()]
+        for key in walk:
+            walk[key] += counted["walk"][key]
+        cycles += hardware_cycles(machine.description, counted)
+    accesses["total"] = accesses["fetch"] + accesses["load"] + accesses["store"]
+    sections = machine.counters.sections()
+    return {
+        "schema": SCHEMA,
+        "machine": machine.name,
+        "arch": machine.arch.name,
+        "workload": workload,
+        "driver": kernel.sched.name,
+        "accesses": accesses,
+        "tlb": tlbs,
+        "walk": walk,
+        **sections,
+        "flushes": machine.flushes.section(),
+        "latency": kernel.sched.latency(),
+        "cycles": cycles,
+        "kernel_cycles": dict(sorted(kernel.sched.spent_on.items())),
+        "violations": [],
+        **extra,
+        "provenance": {
+            "version": version(),
+            "machine_sha256": descriptions.sha256_of(machine.description),
+            "workload_sha256": workload_sha256,
+            "set": list(machine.sets),
+        },
+    }
+
+
+def hardware_cycles(description: MachineDescription, counted: dict[str, Any]) -> int:
+    """Cycles one CPU spent on accesses and translation, from its counters and the machine file's costs."""
+    costs = description.costs
+    total = sum(counted["accesses"].values()) * costs.access
+    for name, tlb in counted["tlb"].items():
+        spec = description.tlbs[name]
+        total += tlb["hits"] * ((costs.tlb_hit if spec.level == 1 else 0) + spec.hit_cycles)
+    walk = counted["walk"]
+    total += walk["references"] * costs.walk_reference
+    total += walk["cache_hits"] * costs.walk_cache_hit
+    total += walk["ad_updates"] * costs.ad_update
+    return int(total)
+
+
+def version() -> str:
+    """Version of the installed distribution."""
+    from importlib.metadata import version as installed_version
+
+    return installed_version("polymmu")

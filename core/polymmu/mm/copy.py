@@ -1,0 +1,81 @@
+"""Copy a vma's pages to a child at fork (A7.5): the child maps the same frames, and neither may write them.
+
+What a fault can bring back is not copied: a vma that never had a private page is skipped whole.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polymmu.errors import syscall_error
+from polymmu.hardware.scans import account_ptes
+from polymmu.hooks import ArchKernel
+from polymmu.mm.tables import alloc_entry, pte_lock, pte_unlock, read_ptes, table_runs
+from polymmu.structs import VM_PFNMAP, VM_SHARED, EntryRun, mm_struct, vm_area_struct
+
+__all__ = ["copy_page_range"]
+
+
+def copy_page_range(dst: mm_struct, src: mm_struct, vma: vm_area_struct) -> None:
+    """Enter in ``dst`` what ``src`` maps in its ``vma``. The caller flushes the parent's TLB afterwards.
+
+    Raises ENOMEM where no table can be had; what was copied until then goes with the child.
+    """
+    kernel: ArchKernel = src.kernel
+    if not vma.vm_flags & VM_PFNMAP and vma.anon_vma is None:
+        return
+    for ptep, addr, end in table_runs(src, vma.vm_start, vma.vm_end):
+        into = alloc_entry(dst, addr)
+        if into < 0:
+            raise syscall_error(errno.ENOMEM, "no frame left for a child's page table")
+        # Child's lock outside, parent's inside: nobody else knows the child's tables yet.
+        pte_lock(dst, into)
+        pte_lock(src, ptep)
+        _copy_ptes(dst, src, vma, into, ptep, addr, end)
+        pte_unlock(src, ptep)
+        pte_unlock(dst, into)
+        kernel.sched.cond_resched()
+
+
+def _copy_ptes(
+    dst: mm_struct, src: mm_struct, vma: vm_area_struct, into: int, ptep: int, addr: int, end: int
+) -> None:
+    kernel: ArchKernel = src.kernel
+    ops, frames, shape = kernel.ops, kernel.frames, kernel.shape
+    n = (end - addr) >> src.layout.page_shift
+    kernel.events.entries_visited(src, "copy", n)
+    kernel.sched.spend(kernel.description.costs.entry_update * n, "copy")
+    values = read_ptes(src, ptep, n)
+    present = np.flatnonzero(values & np.uint64(shape.pte.soft_present_mask))
+    if not len(present):
+        return
+    first, n = int(present[0]), int(present[-1] - present[0]) + 1
+    addr += first << src.layout.page_shift
+    ptep += first * src.layout.entry_bytes[-1]
+    into += first * src.layout.entry_bytes[-1]
+    values = values[first : first + n]
+    private = not vma.vm_flags & VM_SHARED
+    if private:
+        ops.set_wrprotect(src, addr, ptep, n)
+        kernel.events.entries_changed(src, addr, addr + (n << src.layout.page_shift), n, "wrprotect")
+    if not vma.vm_flags & VM_PFNMAP:
+        pfns: NDArray[np.int64] = np.empty(n, dtype=np.int64)
+        pages, anon, _ = account_ptes(values, frames.table, shape.account_masks, frames.count, 1, pfns)
+        dst.anon_rss += anon
+        dst.file_rss += pages - anon
+    ops.set_pte(dst, addr, into, _as_childs(kernel, values, private))
+
+
+def _as_childs(kernel: ArchKernel, values: EntryRun, private: bool) -> EntryRun:
+    """The child's entries: not writable where private, clean where shared, and old."""
+    pte = kernel.shape.pte
+    keep, put = (1 << 64) - 1, 0
+    for field in (pte.write if private else pte.dirty, pte.accessed):
+        if field is not None:
+            keep &= ~field.mask
+            put = put & ~field.mask | field.off
+    present = (values & np.uint64(pte.soft_present_mask)) != 0
+    return np.where(present, values & np.uint64(keep) | np.uint64(put), values)

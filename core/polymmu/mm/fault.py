@@ -1,0 +1,498 @@
+"""What happens at a page fault: find the vma, check the rights, bring the page, enter it, let the access retry.
+
+A fault never fills the TLB; hardware does when the access is retried. Everything that may sleep (tables, pages,
+reading a file) happens before the table lock is taken, and the entry is looked at again below it: another CPU may
+have been here first, and then our page goes back (A7.6).
+
+A fault in anonymous memory may be handed further first touches that lie ahead (``upcoming``); they are mapped at
+once, in the order in which they will come, with the frames that one fault each would have brought.
+
+First reading: ``handle_mm_fault``, ``_anonymous_fault``; skip ``map_anonymous``, which does the same for many.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polymmu.errors import SegmentationFault, syscall_error
+from polymmu.hardware.ram import MAPCOUNT, NONZERO
+from polymmu.hooks import ArchKernel
+from polymmu.mm.frames import (
+    alloc_page,
+    alloc_run,
+    get_page,
+    lru_cache_add,
+    lru_cache_add_run,
+    put_page,
+)
+from polymmu.mm.pagecache import find_or_read_page, is_cached_at
+from polymmu.mm.tables import (
+    alloc_entry,
+    entries_spanned,
+    pfn_of,
+    pte_lock,
+    pte_unlock,
+    read_pte,
+    read_ptes,
+)
+from polymmu.mm.vma import anon_vma_prepare, find_vma, vma_adjust
+from polymmu.structs import (
+    PG_ANON,
+    PG_DIRTY,
+    PG_RESERVED,
+    VM_EXEC,
+    VM_GROWSDOWN,
+    VM_PFNMAP,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+    EntryRun,
+    FaultInfo,
+    mm_struct,
+    vm_area_struct,
+)
+
+__all__ = ["STACK_LIMIT", "Upcoming", "expand_stack", "handle_mm_fault", "map_anonymous", "populate"]
+
+Upcoming = Callable[[int, int, int], NDArray[np.uint64]]
+"""``upcoming(lo, hi, limit)``: page addresses in [lo, hi) that will be touched first, the same way, in this order."""
+
+STACK_LIMIT = 8 << 20
+"""Bytes a stack may grow to (Linux: the default RLIMIT_STACK)."""
+
+AHEAD = 1024
+"""First touches asked for at one fault: two tables of 512, beyond which nothing is gained."""
+
+VM_RIGHTS = VM_READ | VM_WRITE | VM_EXEC
+
+
+def handle_mm_fault(
+    kernel: ArchKernel, mm: mm_struct, addr: int, info: FaultInfo, upcoming: Upcoming | None = None
+) -> None:
+    """Serve a fault of ``mm`` at ``addr``; on return the access may be retried.
+
+    The caller has spent the cost of entering the kernel; each page mapped ahead costs as much again, as the
+    fault that it spares would have. Raises SegmentationFault where the program may not do this, and
+    SyscallError(ENOMEM) where no memory is left.
+    """
+    access = info.access
+    mm.mmap_lock.down_read()
+    try:
+        vma = _vma_for(mm, addr, info)
+        page = addr & -mm.layout.page_size
+        kind, n = _handle_pte_fault(kernel, vma, page, access, addr)
+        if upcoming is not None and kind == "anonymous":
+            pages = upcoming(vma.vm_start, vma.vm_end, AHEAD)
+            if len(pages):
+                n += map_anonymous(vma, pages, access == "store")
+    except SegmentationFault:
+        kernel.events.fault(mm, addr, "segv", 1)
+        raise
+    finally:
+        mm.mmap_lock.up_read()
+    if n > 1:
+        kernel.sched.spend(kernel.description.costs.fault * (n - 1), "fault")
+    kernel.events.fault(mm, addr, "minor" if kind == "anonymous" else kind, n)
+
+
+# ------------------------------------------------------------------ may it?
+def _vma_for(mm: mm_struct, addr: int, info: FaultInfo) -> vm_area_struct:
+    """The vma that allows this access, a stack grown to reach it; raises SegmentationFault."""
+    access = info.access
+    if info.kind == "reserved":
+        raise AssertionError(f"{access} at {addr:#x} met a reserved bit set in a page-table entry")
+    if info.kind == "non_canonical":
+        raise SegmentationFault(addr, access, "not an address of this machine")
+    vma = find_vma(mm, addr)
+    if vma is None:
+        raise SegmentationFault(addr, access, "no mapping here")
+    if vma.vm_start > addr:
+        if not vma.vm_flags & VM_GROWSDOWN:
+            raise SegmentationFault(addr, access, "no mapping here")
+        refusal = expand_stack(vma, addr)
+        if refusal:
+            raise SegmentationFault(addr, access, refusal)
+    flags = vma.vm_flags
+    if access == "store":
+        if not flags & VM_WRITE:
+            raise SegmentationFault(addr, access, "mapping is not writable")
+    elif access == "load":
+        if not flags & VM_READ and not _implied(vma, access):
+            raise SegmentationFault(addr, access, "mapping is not readable")
+    elif not flags & VM_EXEC and not _implied(vma, access):
+        raise SegmentationFault(addr, access, "mapping is not executable")
+    return vma
+
+
+def _implied(vma: vm_area_struct, access: str) -> bool:
+    """Whether the hardware cannot withhold a right that was not asked for: some other right brings it along."""
+    kernel: ArchKernel = vma.vm_mm.kernel
+    pte = kernel.shape.pte
+    field = pte.read if access == "load" else pte.execute
+    prot = vma.vm_page_prot
+    return bool(vma.vm_flags & VM_RIGHTS) and pte.present.test(prot) and field.test(prot)
+
+
+def expand_stack(vma: vm_area_struct, addr: int) -> str:
+    """Grow ``vma`` downwards to hold ``addr``; why not, or an empty string. A guard page below stays free."""
+    mm = vma.vm_mm
+    kernel: ArchKernel = mm.kernel
+    page_size = mm.layout.page_size
+    start = addr & -page_size
+    if vma.vm_end - start > STACK_LIMIT:
+        return f"the stack may not grow beyond {STACK_LIMIT >> 20} MiB"
+    prev = vma.vm_prev
+    if start < kernel.shape.limits.first_user_address + page_size or (
+        prev is not None and prev.vm_end > start - page_size
+    ):
+        return "the stack may not grow into another mapping"
+    mm.total_vm += (vma.vm_start - start) >> mm.layout.page_shift
+    vma_adjust(mm, [(vma, start, vma.vm_end)])
+    return ""
+
+
+# ------------------------------------------------------------------ one page
+def _handle_pte_fault(
+    kernel: ArchKernel, vma: vm_area_struct, page: int, access: str, addr: int
+) -> tuple[str, int]:
+    """Bring the page at ``page``. (What kind of fault it was, 1)."""
+    mm = vma.vm_mm
+    ptep = alloc_entry(mm, page)
+    if ptep < 0:
+        raise _out_of_memory("a page table")
+    pte = kernel.shape.pte
+    value = read_pte(mm, ptep)
+    if value == pte.empty:
+        if vma.vm_flags & VM_PFNMAP:
+            raise SegmentationFault(addr, access, "the driver mapped nothing here")
+        if vma.vm_file is None:
+            _anonymous_fault(kernel, vma, page, ptep, access == "store")
+            return "anonymous", 1
+        _file_fault(kernel, vma, page, ptep, access, addr)
+        return "minor", 1
+    pte_lock(mm, ptep)
+    if read_pte(mm, ptep) != value:  # it changed before we had the lock: look again at the retry
+        pte_unlock(mm, ptep)
+        return "minor", 1
+    if access == "store" and not pte.write.test(value):
+        return _do_wp_page(kernel, vma, page, ptep, value), 1
+    raised = _young(kernel, value)
+    if access == "store":
+        raised = _dirty(kernel, raised)
+    if kernel.ops.set_access_flags(vma, page, ptep, raised):
+        kernel.ops.update_mmu_cache(vma, page, ptep, 1)
+    else:
+        # The entry allows it already: this CPU acted on an older one (A7.6, access flags).
+        kernel.ops.flush_tlb_page(vma, page)
+    pte_unlock(mm, ptep)
+    return "protection", 1
+
+
+def _anonymous_fault(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, write: bool) -> None:
+    """First touch of private anonymous memory: a store gets a zeroed page, anything else the zero page."""
+    mm = vma.vm_mm
+    free = kernel.free
+    if write:
+        if vma.anon_vma is None:
+            anon_vma_prepare(vma)
+        pfn = alloc_page(kernel, "anon")
+        if pfn < 0:
+            raise _out_of_memory("a page")
+        kernel.sched.spend(kernel.description.costs.page_clear, "page")
+    else:
+        pfn = free.zero_page
+    pte_lock(mm, ptep)
+    if read_pte(mm, ptep) != kernel.shape.pte.empty:
+        pte_unlock(mm, ptep)
+        if write:
+            put_page(kernel, pfn)
+        return
+    if write:
+        _new_anon(kernel, mm, pfn)
+    _enter(kernel, vma, page, ptep, pfn, write)
+    pte_unlock(mm, ptep)
+
+
+def _file_fault(
+    kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, access: str, addr: int
+) -> None:
+    """First touch of a page of a mapped file: the cached page itself, or a private copy for a private store."""
+    mm = vma.vm_mm
+    file = vma.vm_file
+    assert file is not None
+    mapping = file.mapping
+    page_size = mm.layout.page_size
+    frames = kernel.frames
+    write = access == "store"
+    private = write and not vma.vm_flags & VM_SHARED
+    if private and vma.anon_vma is None:
+        anon_vma_prepare(vma)
+    index = vma.vm_pgoff + ((page - vma.vm_start) >> mm.layout.page_shift)
+    while True:
+        if index * page_size >= file.size:
+            raise SegmentationFault(addr, access, "beyond the end of the file")
+        cached = find_or_read_page(kernel, file, index)
+        if cached < 0:
+            raise _out_of_memory("a page of a file")
+        pfn = _copy_of(kernel, cached) if private else cached
+        if pfn < 0:
+            put_page(kernel, cached)
+            raise _out_of_memory("a private copy")
+        pte_lock(mm, ptep)
+        filled = read_pte(mm, ptep) != kernel.shape.pte.empty
+        # Truncation writes the size, then takes the page out of the cache: a page that is still in it may be
+        # mapped, for truncation has yet to come this way (A1.8).
+        ours = not filled and is_cached_at(kernel, mapping, index, cached)
+        if ours:
+            if private:
+                _new_anon(kernel, mm, pfn)
+            else:
+                frames.mapcount[pfn] += 1
+                mm.file_rss += 1
+                if write:
+                    frames.flags[pfn] |= PG_DIRTY
+            _enter(kernel, vma, page, ptep, pfn, write)
+        pte_unlock(mm, ptep)
+        if private:
+            put_page(kernel, cached)
+        if not ours:
+            put_page(kernel, pfn)
+        if ours or filled:
+            return
+
+
+def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, value: int) -> str:
+    """A store to a present page without the write right. Called with the table lock, which it drops.
+
+    A shared page, or an anonymous one that nobody else maps, is made writable; any other is copied. The old
+    entry leaves every TLB before the new one is set, so that no two CPUs see two frames (A7.6).
+    """
+    mm = vma.vm_mm
+    ops = kernel.ops
+    frames = kernel.frames
+    old = pfn_of(kernel.shape, value)
+    old_flags = frames.flags[old] if old < frames.count else PG_RESERVED
+    shared = vma.vm_flags & VM_SHARED
+    if shared or (old_flags & PG_ANON and frames.mapcount[old] == 1):
+        if shared and not old_flags & PG_RESERVED:
+            frames.flags[old] |= PG_DIRTY
+        value = kernel.shape.pte.write.set(_dirty(kernel, _young(kernel, value)))
+        ops.set_access_flags(vma, page, ptep, value)
+        ops.update_mmu_cache(vma, page, ptep, 1)
+        pte_unlock(mm, ptep)
+        return "protection"
+    counted = not old_flags & PG_RESERVED
+    if counted:
+        get_page(kernel, old)
+    pte_unlock(mm, ptep)
+    if vma.anon_vma is None:
+        anon_vma_prepare(vma)
+    new = _copy_of(kernel, old)
+    if new < 0:
+        if counted:
+            put_page(kernel, old)
+        raise _out_of_memory("a private copy")
+    pte_lock(mm, ptep)
+    if read_pte(mm, ptep) != value:  # somebody else copied it, or it is gone
+        pte_unlock(mm, ptep)
+        put_page(kernel, new)
+        if counted:
+            put_page(kernel, old)
+        return "minor"
+    kernel.events.entries_changed(mm, page, page + mm.layout.page_size, 1, "replace")
+    ops.ptep_clear_flush(vma, page, ptep, 1)
+    _new_anon(kernel, mm, new)
+    _enter(kernel, vma, page, ptep, new, True)
+    if counted:
+        frames.mapcount[old] -= 1
+        if old_flags & PG_ANON:
+            mm.anon_rss -= 1
+        else:
+            mm.file_rss -= 1
+    pte_unlock(mm, ptep)
+    if counted:
+        put_page(kernel, old)  # what the old pte held
+        put_page(kernel, old)  # what we took above
+    return "cow"
+
+
+# ------------------------------------------------------------------ entries and pages
+def _new_anon(kernel: ArchKernel, mm: mm_struct, pfn: int) -> None:
+    """Account for the first mapping of a fresh page; the pte takes over the caller's reference."""
+    frames = kernel.frames
+    frames.mapcount[pfn] = 1
+    mm.anon_rss += 1
+    lru_cache_add(kernel, pfn)
+
+
+def _enter(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, pfn: int, write: bool) -> None:
+    """Set the pte for ``pfn``; the table lock is held and the entry is empty."""
+    ops, shape = kernel.ops, kernel.shape
+    prot = vma.vm_page_prot
+    value = pfn << shape.layout.page_shift | (shape.stored[prot] if write else prot)
+    ops.set_pte(vma.vm_mm, page, ptep, np.array((value,), dtype=np.uint64))
+    ops.update_mmu_cache(vma, page, ptep, 1)
+
+
+def _young(kernel: ArchKernel, value: int) -> int:
+    accessed = kernel.shape.pte.accessed
+    return accessed.set(value) if accessed is not None else value
+
+
+def _dirty(kernel: ArchKernel, value: int) -> int:
+    dirty = kernel.shape.pte.dirty
+    return dirty.set(value) if dirty is not None else value
+
+
+def _copy_of(kernel: ArchKernel, source: int) -> int:
+    """A new frame with the bytes of ``source``, or -1. Bytes move only where there are any. May sleep."""
+    frames = kernel.frames
+    filled = source >= frames.count or frames.flags[source] & NONZERO
+    pfn = alloc_page(kernel, "anon", zero=not filled)
+    if pfn >= 0:
+        kernel.sched.spend(kernel.description.costs.page_clear, "page")
+        if filled:
+            size = kernel.shape.layout.page_size
+            kernel.ram.write(pfn * size, kernel.ram.read(source * size, size))
+            frames.flags[pfn] |= NONZERO
+    return pfn
+
+
+def _out_of_memory(what: str) -> Exception:
+    return syscall_error(errno.ENOMEM, f"no frame left for {what}")
+
+
+# ------------------------------------------------------------------ many pages
+def map_anonymous(vma: vm_area_struct, pages: NDArray[np.uint64], write: bool) -> int:
+    """Map first touches of anonymous memory, in the order given. How many, fewer where memory runs out.
+
+    ``pages``: addresses of distinct pages of ``vma``; one that is mapped already is passed over. Tables and
+    frames are taken in the order in which one fault each would take them.
+    """
+    mm = vma.vm_mm
+    layout = mm.layout
+    table_of = pages >> np.uint64(layout.shifts[layout.pmd_level])
+    cuts = (np.flatnonzero(table_of[1:] != table_of[:-1]) + 1).tolist()
+    mapped = 0
+    for first, last in zip([0, *cuts], [*cuts, len(pages)], strict=True):
+        wanted, done = _map_in_table(vma, pages[first:last], write)
+        mapped += done
+        if done < wanted:
+            break
+    return mapped
+
+
+def _map_in_table(vma: vm_area_struct, pages: NDArray[np.uint64], write: bool) -> tuple[int, int]:
+    """Map those of ``pages``, all of one pte table, that are not mapped. (How many there were, how many now are)."""
+    mm = vma.vm_mm
+    kernel: ArchKernel = mm.kernel
+    layout = mm.layout
+    shift = layout.page_shift
+    lowest = int(pages.min())
+    ptep = alloc_entry(mm, lowest)
+    if ptep < 0:
+        return len(pages), 0
+    if write and vma.anon_vma is None:
+        anon_vma_prepare(vma)
+    span = entries_spanned(lowest, int(pages.max()) + layout.page_size, shift)
+    slots = ((pages - np.uint64(lowest)) >> np.uint64(shift)).astype(np.int64)
+    empty = np.uint64(kernel.shape.pte.empty)
+    slots = slots[read_ptes(mm, ptep, span)[slots] == empty]
+    wanted = len(slots)
+    if not wanted:
+        return 0, 0
+    prot = vma.vm_page_prot
+    if write:
+        pfns = alloc_run(kernel, wanted, "anon")
+        slots = slots[: len(pfns)]
+        values = pfns.astype(np.uint64) << np.uint64(shift) | np.uint64(kernel.shape.stored[prot])
+        kernel.sched.spend(kernel.description.costs.page_clear * len(pfns), "page")
+    else:
+        pfns = np.empty(0, dtype=np.int64)
+        values = np.full(wanted, kernel.free.zero_page << shift | prot, dtype=np.uint64)
+    pte_lock(mm, ptep)
+    still = read_ptes(mm, ptep, span)[slots] == empty
+    if not still.all():
+        spare, pfns = pfns[~still[: len(pfns)]], pfns[still[: len(pfns)]]
+        slots, values = slots[still], values[still]
+    else:
+        spare = pfns[:0]
+    if write:
+        kernel.frames.table[MAPCOUNT, pfns] = 1
+        mm.anon_rss += len(pfns)
+        lru_cache_add_run(kernel, pfns)
+    _enter_run(vma, lowest, ptep, slots, values)
+    pte_unlock(mm, ptep)
+    for pfn in spare.tolist():
+        put_page(kernel, pfn)
+    return wanted, len(slots)
+
+
+def _enter_run(vma: vm_area_struct, base: int, ptep: int, slots: NDArray[np.int64], values: EntryRun) -> None:
+    """Set ptes ``slots`` (counted from ``ptep``, which maps ``base``) to ``values``, each run at once."""
+    mm = vma.vm_mm
+    kernel: ArchKernel = mm.kernel
+    width, shift = mm.layout.entry_bytes[-1], mm.layout.page_shift
+    if not len(slots):
+        return
+    if (slots[1:] < slots[:-1]).any():
+        order = np.argsort(slots)
+        slots, values = slots[order], values[order]
+    cuts = (np.flatnonzero(slots[1:] - slots[:-1] != 1) + 1).tolist()
+    for first, last in zip([0, *cuts], [*cuts, len(slots)], strict=True):
+        slot = int(slots[first])
+        addr, entry = base + (slot << shift), ptep + slot * width
+        kernel.ops.set_pte(mm, addr, entry, values[first:last])
+        kernel.ops.update_mmu_cache(vma, addr, entry, last - first)
+
+
+def populate(vma: vm_area_struct, start: int, end: int) -> None:
+    """Bring the pages of [start, end) of ``vma`` as MAP_POPULATE does: a store's page where it is private and
+    writable. Stops without a word where memory runs out or the file ends. Counts as faults, costs no exception.
+    """
+    mm = vma.vm_mm
+    kernel: ArchKernel = mm.kernel
+    flags = vma.vm_flags
+    if not flags & VM_RIGHTS or flags & VM_PFNMAP:
+        return
+    write = flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+    layout = mm.layout
+    page_size = layout.page_size
+    span = layout.span_of(layout.pmd_level)
+    file = vma.vm_file
+    if file is not None:
+        in_file = -(-file.size // page_size) - vma.vm_pgoff
+        end = min(end, vma.vm_start + max(in_file, 0) * page_size)
+    while start < end:
+        stop = min(end, (start | span - 1) + 1)
+        pages = np.arange(start, stop, page_size, dtype=np.uint64)
+        if file is None:
+            wanted, done = _map_in_table(vma, pages, write)
+        else:
+            wanted, done = len(pages), _populate_file(vma, pages.tolist(), write)
+        if done:
+            kernel.events.fault(mm, start, "minor", done)
+        if done < wanted:
+            return
+        start = stop
+        kernel.sched.cond_resched()
+
+
+def _populate_file(vma: vm_area_struct, pages: list[int], write: bool) -> int:
+    """Bring pages of a mapped file one by one; how many are there before memory runs out."""
+    mm = vma.vm_mm
+    kernel: ArchKernel = mm.kernel
+    for n, page in enumerate(pages):
+        ptep = alloc_entry(mm, page)
+        if ptep < 0:
+            return n
+        if read_pte(mm, ptep) == kernel.shape.pte.empty:
+            try:
+                _file_fault(kernel, vma, page, ptep, "store" if write else "load", page)
+            except OSError:  # out of memory
+                return n
+    return len(pages)

@@ -1,0 +1,328 @@
+"""Frames: who holds which, and the lists of those nobody holds.
+
+A frame's count says how many hold it: each pte that maps it, the page cache, a pagevec, whoever looks at it.
+The last put gives it back. Free frames lie on one list per CPU, last freed on top, so that what was just freed
+is the first to be reused, as in a real kernel; beneath the lists a bump pointer hands out frames never used.
+A freed frame's generation moves on: whoever still holds the old one is caught.
+
+A frame that may hold its last owner's bytes carries NONZERO; only those need clearing. Fresh pages reach the
+LRU through a per-CPU pagevec, which holds a reference of its own: a teardown that wants frames back drains it
+first (``lru_add_drain``).
+
+First reading: ``alloc_page``, ``put_page``; skip the blocks of several frames.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polymmu.hardware.ram import FLAGS, GENERATION, INDEX, MAPPING, NONZERO, REFCOUNT, Frames
+from polymmu.hardware.scans import lru_add_frames, put_frames, take_frames
+from polymmu.structs import PG_ANON, PG_GATHER, PG_LRU, PG_RESERVED, PG_TABLE, FreeFrames, Kernel
+
+__all__ = [
+    "alloc_page",
+    "alloc_pages",
+    "alloc_run",
+    "boot_free_frames",
+    "free_page",
+    "free_pages",
+    "free_run",
+    "get_page",
+    "lru_add_drain",
+    "lru_cache_add",
+    "lru_cache_add_run",
+    "put_page",
+    "put_run",
+]
+
+Pfns = NDArray[np.int64]
+AnyKernel = Kernel[Any]
+
+FLAGS_FOR = {"anon": PG_ANON, "table": PG_TABLE | NONZERO, "gather": PG_GATHER | NONZERO}
+"""Page flags by what a frame is allocated for. Tables and batches are written behind the CPU's back."""
+
+FIRST_STACK = 256
+
+
+def boot_free_frames(frames: Frames, cpus: int) -> FreeFrames:
+    """All of ``frames`` free, for a machine of ``cpus`` CPUs.
+
+    Frame 0 is kept back (no frame is called 0), and frame 1 is the zero page.
+    """
+    zero_page = 1
+    for pfn in (0, zero_page):
+        frames.flags[pfn] = PG_RESERVED
+        frames.refcount[pfn] = 1
+    return FreeFrames(
+        stacks=[np.empty(FIRST_STACK, dtype=np.int64) for _ in range(cpus)],
+        nr=[0] * cpus,
+        by_order={},
+        bump=zero_page + 1,
+        limit=frames.count,
+        free=frames.count - zero_page - 1,
+        pagevecs=[[] for _ in range(cpus)],
+        lru=np.zeros(3, dtype=np.int64),
+        zero_page=zero_page,
+    )
+
+
+# ------------------------------------------------------------------ single frames and runs
+def alloc_page(kernel: AnyKernel, what: str, zero: bool = True) -> int:
+    """One frame with one reference, or -1. ``what`` it is for: anon, file, table, gather.
+
+    It holds zeroes unless ``zero`` is False: then whatever its last owner left, where NONZERO says so.
+    """
+    free = kernel.free
+    if free.fail_next is not None and free.fail_next(what):
+        return -1
+    cpu = kernel.sched.cpu.index
+    top = free.nr[cpu]
+    if top:
+        free.nr[cpu] = top = top - 1
+        pfn: int = free.stacks[cpu].item(top)
+    elif free.bump < free.limit:
+        pfn = free.bump
+        free.bump = pfn + 1
+    elif _refill(kernel, cpu):
+        free.nr[cpu] = top = free.nr[cpu] - 1
+        pfn = free.stacks[cpu].item(top)
+    else:
+        return -1
+    frames = kernel.frames
+    flags = frames.flags
+    if flags[pfn] & NONZERO and zero:
+        _clear(kernel, pfn)
+        flags[pfn] = 0
+    flags[pfn] |= FLAGS_FOR.get(what, 0)
+    frames.refcount[pfn] = 1
+    free.free -= 1
+    kernel.events.pages_allocated(1, what)
+    return pfn
+
+
+def alloc_run(kernel: AnyKernel, n: int, what: str) -> Pfns:
+    """Up to ``n`` zeroed frames, one reference each, exactly those that ``n`` times alloc_page would give.
+
+    Fewer where memory runs out or an injected failure hits.
+    """
+    free = kernel.free
+    if free.fail_next is not None:
+        granted = 0
+        while granted < n and not free.fail_next(what):
+            granted += 1
+        n = granted
+    cpu = kernel.sched.cpu.index
+    while free.nr[cpu] + free.limit - free.bump < n and _refill(kernel, cpu):
+        pass
+    n = min(n, free.nr[cpu] + free.limit - free.bump)
+    pfns: Pfns = np.empty(n, dtype=np.int64)
+    if n:
+        words = kernel.shape.layout.page_size >> 3
+        table, memory, flags = kernel.frames.table, kernel.ram.u64, FLAGS_FOR.get(what, 0)
+        used = take_frames(table, memory, words, free.stacks[cpu], free.nr[cpu], free.bump, pfns, flags)
+        free.nr[cpu] -= used
+        free.bump += n - used
+        free.free -= n
+        kernel.events.pages_allocated(n, what)
+    return pfns
+
+
+def free_page(kernel: AnyKernel, pfn: int) -> None:
+    """Give back a frame that only the caller holds."""
+    put_run(kernel, np.array((pfn,), dtype=np.int64))
+
+
+def free_run(kernel: AnyKernel, pfns: Pfns) -> None:
+    """Give back frames that only the caller holds."""
+    put_run(kernel, pfns)
+
+
+def get_page(kernel: AnyKernel, pfn: int) -> None:
+    """One more holder of a frame that the caller knows to be held."""
+    kernel.frames.refcount[pfn] += 1
+
+
+def put_page(kernel: AnyKernel, pfn: int) -> None:
+    """One holder less; the last one frees the frame."""
+    refcount = kernel.frames.refcount
+    if refcount[pfn] > 1:
+        refcount[pfn] -= 1
+    else:
+        put_run(kernel, np.array((pfn,), dtype=np.int64))
+
+
+def put_run(kernel: AnyKernel, pfns: Pfns) -> None:
+    """One holder less for each of ``pfns``, in order; a page named twice loses two."""
+    free = kernel.free
+    cpu = kernel.sched.cpu.index
+    before = free.nr[cpu]
+    stack = _with_room(free, cpu, len(pfns))
+    top, bad = put_frames(kernel.frames.table, free.lru, PG_LRU, pfns, stack, before)
+    if bad >= 0:
+        frames = kernel.frames
+        count, mapcount = frames.refcount[bad], frames.mapcount[bad]
+        raise AssertionError(f"frame {bad} freed with {count} references and mapped {mapcount} times")
+    free.nr[cpu] = top
+    freed = top - before
+    if freed:
+        free.free += freed
+        kernel.events.pages_freed(freed)
+
+
+def _clear(kernel: AnyKernel, pfn: int) -> None:
+    words = kernel.shape.layout.page_size >> 3
+    kernel.ram.u64[pfn * words : (pfn + 1) * words] = 0
+
+
+def _with_room(free: FreeFrames, cpu: int, n: int) -> Pfns:
+    """The stack of ``cpu``, grown until ``n`` more frames fit."""
+    stack = free.stacks[cpu]
+    needed = free.nr[cpu] + n
+    if needed > len(stack):
+        grown: Pfns = np.empty(max(needed, 2 * len(stack)), dtype=np.int64)
+        grown[: free.nr[cpu]] = stack[: free.nr[cpu]]
+        free.stacks[cpu] = stack = grown
+    return stack
+
+
+def _refill(kernel: AnyKernel, cpu: int) -> bool:
+    """Nothing left to hand out on ``cpu``: take over another CPU's list, or break up a block."""
+    free = kernel.free
+    for other in range(len(free.stacks)):
+        nr = free.nr[other]
+        if other != cpu and nr:
+            stack = _with_room(free, cpu, nr)
+            stack[free.nr[cpu] : free.nr[cpu] + nr] = free.stacks[other][:nr]
+            free.nr[cpu] += nr
+            free.nr[other] = 0
+            return True
+    for order in sorted(free.by_order):
+        if free.by_order[order]:
+            _push_range(free, cpu, free.by_order[order].pop(), 1 << order)
+            return True
+    return False
+
+
+def _push_range(free: FreeFrames, cpu: int, first: int, n: int) -> None:
+    """Put consecutive free frames on a list, the lowest on top."""
+    stack = _with_room(free, cpu, n)
+    nr = free.nr[cpu]
+    stack[nr : nr + n] = np.arange(first + n - 1, first - 1, -1)
+    free.nr[cpu] = nr + n
+
+
+# ------------------------------------------------------------------ blocks
+def alloc_pages(kernel: AnyKernel, order: int, what: str) -> int:
+    """The first of 2**order zeroed frames, together aligned to their size, each with one reference; or -1."""
+    free = kernel.free
+    if free.fail_next is not None and free.fail_next(what):
+        return -1
+    n = 1 << order
+    first = _take_block(kernel, order)
+    if first < 0:
+        return -1
+    frames = kernel.frames
+    for pfn in range(first, first + n):
+        if frames.flags[pfn] & NONZERO:
+            _clear(kernel, pfn)
+    frames.table[FLAGS, first : first + n] = FLAGS_FOR.get(what, 0)
+    frames.table[REFCOUNT, first : first + n] = 1
+    free.free -= n
+    kernel.events.pages_allocated(n, what)
+    return first
+
+
+def free_pages(kernel: AnyKernel, pfn: int, order: int) -> None:
+    """Give back a block of 2**order frames, as a block."""
+    table = kernel.frames.table
+    block = slice(pfn, pfn + (1 << order))
+    if (table[REFCOUNT, block] != 1).any():
+        raise AssertionError(f"block of {1 << order} frames at {pfn} freed while others hold it")
+    table[REFCOUNT, block] = 0
+    table[FLAGS, block] &= NONZERO
+    table[MAPPING, block] = 0
+    table[INDEX, block] = 0
+    table[GENERATION, block] += 1
+    kernel.free.by_order.setdefault(order, []).append(pfn)
+    kernel.free.free += 1 << order
+    kernel.events.pages_freed(1 << order)
+
+
+def _take_block(kernel: AnyKernel, order: int) -> int:
+    free = kernel.free
+    n = 1 << order
+    if free.by_order.get(order):
+        return free.by_order[order].pop()
+    first = -(-free.bump // n) * n
+    if first + n <= free.limit:
+        _push_range(free, kernel.sched.cpu.index, free.bump, first - free.bump)
+        free.bump = first + n
+        return first
+    for larger in sorted(free.by_order):
+        if larger > order and free.by_order[larger]:
+            first = free.by_order[larger].pop()
+            for half in range(larger - 1, order - 1, -1):
+                free.by_order.setdefault(half, []).append(first + (1 << half))
+            return first
+    return _compact(kernel, order)
+
+
+def _compact(kernel: AnyKernel, order: int) -> int:
+    """Find an aligned block among frames freed one by one; the last resort, and slow."""
+    free = kernel.free
+    cpu = kernel.sched.cpu.index
+    while _refill(kernel, cpu):
+        pass
+    _push_range(free, cpu, free.bump, free.limit - free.bump)
+    free.bump = free.limit
+    listed = free.stacks[cpu][: free.nr[cpu]]
+    blocks, members = np.unique(listed >> order, return_counts=True)
+    whole = blocks[members == 1 << order]
+    if not len(whole):
+        return -1
+    kept = listed[listed >> order != whole[0]]
+    free.stacks[cpu][: len(kept)] = kept
+    free.nr[cpu] = len(kept)
+    return int(whole[0]) << order
+
+
+# ------------------------------------------------------------------ LRU
+def lru_cache_add(kernel: AnyKernel, pfn: int) -> None:
+    """Send a fresh page towards the LRU: into this CPU's pagevec, which takes a reference and drains when full."""
+    kernel.frames.refcount[pfn] += 1
+    pagevec = kernel.free.pagevecs[kernel.sched.cpu.index]
+    pagevec.append(pfn)
+    if len(pagevec) >= kernel.description.kernel.pagevec:
+        _drain(kernel, pagevec)
+
+
+def lru_cache_add_run(kernel: AnyKernel, pfns: Pfns) -> None:
+    """``lru_cache_add`` for each of ``pfns``, in order."""
+    pagevec = kernel.free.pagevecs[kernel.sched.cpu.index]
+    size = kernel.description.kernel.pagevec
+    through = (len(pagevec) + len(pfns)) // size * size - len(pagevec)
+    if through > 0:  # whole pagevecs: what they would pass on reaches the LRU without the detour
+        _drain(kernel, pagevec)
+        lru_add_frames(kernel.frames.table, kernel.free.lru, PG_LRU, pfns[:through])
+        pfns = pfns[through:]
+    for pfn in pfns.tolist():
+        kernel.frames.refcount[pfn] += 1
+        pagevec.append(pfn)
+
+
+def lru_add_drain(kernel: AnyKernel) -> None:
+    """Empty this CPU's pagevec onto the LRU, dropping its references."""
+    pagevec = kernel.free.pagevecs[kernel.sched.cpu.index]
+    if pagevec:
+        _drain(kernel, pagevec)
+
+
+def _drain(kernel: AnyKernel, pagevec: list[int]) -> None:
+    pfns: Pfns = np.array(pagevec, dtype=np.int64)
+    pagevec.clear()
+    lru_add_frames(kernel.frames.table, kernel.free.lru, PG_LRU, pfns)
+    put_run(kernel, pfns)

@@ -1,0 +1,278 @@
+"""mmap, munmap, brk and madvise: making and taking back mappings.
+
+A mapping is a promise only: mmap makes a vma and no page. munmap is where things can go wrong, and its order
+is the order of this file's ``unmap_area``: split what is half inside, take the vmas off the list so that no
+fault finds them, clear the ptes, free the tables, flush, and only then free pages and vmas.
+
+Functions named ``do_...`` are system calls; ``unmap_area`` and ``mmap_region`` are their insides, for callers
+that hold the mmap_lock for writing. Lengths are bytes, rounded up to whole pages here.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from polymmu.errors import SyscallError, syscall_error
+from polymmu.hooks import ArchKernel
+from polymmu.mm.calls import mm_call
+from polymmu.mm.fault import populate as populate_vma
+from polymmu.mm.frames import lru_add_drain
+from polymmu.mm.gather import tlb_finish_mmu, tlb_gather_mmu
+from polymmu.mm.pagecache import new_file, put_file
+from polymmu.mm.pgtables import free_pgtables
+from polymmu.mm.unmapped_area import area_was_freed, check_fixed_area, get_unmapped_area
+from polymmu.mm.vma import (
+    detach_vmas,
+    find_vma,
+    find_vma_intersection,
+    find_vma_prev,
+    remove_vma,
+    split_vma,
+    vma_alloc,
+    vma_link,
+    vma_merge,
+    vma_pages,
+    vmas_of,
+)
+from polymmu.mm.zap import unmap_vmas, update_hiwater_rss, zap_page_range
+from polymmu.structs import (
+    VM_GROWSDOWN,
+    VM_HUGETLB,
+    VM_PFNMAP,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+    File,
+    mm_struct,
+    vm_area_struct,
+)
+
+__all__ = [
+    "do_brk",
+    "do_madvise_dontneed",
+    "do_mmap",
+    "do_munmap",
+    "mmap_region",
+    "page_align",
+    "unmap_area",
+]
+
+
+def page_align(mm: mm_struct, size: int) -> int:
+    """``size`` rounded up to whole base pages."""
+    page_size = mm.layout.page_size
+    return (size + page_size - 1) & -page_size
+
+
+# ----------------------------------------------------------------------- mmap
+def do_mmap(
+    mm: mm_struct,
+    addr: int | None,
+    length: int,
+    vm_flags: int,
+    *,
+    fixed: bool = False,
+    noreplace: bool = False,
+    file: File | None = None,
+    pgoff: int = 0,
+    populate: bool = False,
+) -> int:
+    """Map ``length`` bytes and return their address.
+
+    ``addr`` is a wish; with ``fixed`` it is where the mapping goes, replacing what is there, with
+    ``noreplace`` refusing to (EEXIST). ``pgoff``: page of ``file`` that comes first. VM_SHARED without a
+    file: shared anonymous memory. ``populate``: all pages at once, as far as memory goes. Raises SyscallError
+    as mmap(2) does.
+    """
+    with mm_call(mm, "mmap") as kernel:
+        if length <= 0:
+            raise syscall_error(errno.EINVAL, f"length {length} is not positive")
+        if pgoff < 0:
+            raise syscall_error(errno.EINVAL, f"file page {pgoff} is negative")
+        if vm_flags & VM_GROWSDOWN and (vm_flags & VM_SHARED or file is not None):
+            raise syscall_error(errno.EINVAL, "only private anonymous memory grows down")
+        length = page_align(mm, length)
+        if length > mm.task_size:
+            raise syscall_error(errno.ENOMEM, f"length {length:#x} is more than the address space")
+        if mm.map_count > kernel.description.kernel.vm_max_map_count:
+            raise syscall_error(errno.ENOMEM, f"no more than {mm.map_count} mappings in one address space")
+        if fixed or noreplace:
+            if addr is None or addr < 0:
+                raise syscall_error(errno.EINVAL, "a fixed mapping needs an address")
+            check_fixed_area(mm, addr, length)
+            if noreplace and find_vma_intersection(mm, addr, addr + length) is not None:
+                raise syscall_error(errno.EEXIST, f"{addr:#x} + {length:#x} is in use")
+            unmap_area(mm, addr, length)
+        else:
+            addr = get_unmapped_area(mm, addr, length)
+        if file is None and vm_flags & VM_SHARED:
+            memory = new_file(kernel, "dev/zero", length, anonymous=True)
+            try:
+                addr = mmap_region(mm, addr, length, vm_flags, file=memory)
+            finally:
+                put_file(kernel, memory)
+        else:
+            addr = mmap_region(mm, addr, length, vm_flags, file=file, pgoff=pgoff)
+        if populate:
+            vma = find_vma(mm, addr)
+            assert vma is not None
+            populate_vma(vma, addr, addr + length)
+        return addr
+
+
+def mmap_region(
+    mm: mm_struct, addr: int, length: int, vm_flags: int, *, file: File | None = None, pgoff: int = 0
+) -> int:
+    """Make the vma for a range that is free, by growing a neighbour where one is alike (A7.1). Its address.
+
+    The file's driver may have its own idea of flags and contents, or refuse.
+    """
+    end = addr + length
+    _, prev = find_vma_prev(mm, addr)
+    first_page = pgoff if file is not None else addr >> mm.layout.page_shift
+    # What a driver makes is its own: only it knows whether two mappings of it are alike.
+    mergeable = file is None or file.mmap is None
+    if mergeable and vma_merge(mm, prev, addr, end, vm_flags, file=file, pgoff=first_page) is not None:
+        mm.total_vm += length >> mm.layout.page_shift
+        return addr
+    vma = vma_alloc(mm, addr, end, vm_flags, file=file, pgoff=first_page)
+    if file is not None and file.mmap is not None:
+        _call_driver(file, vma, prev)
+        _, prev = find_vma_prev(mm, vma.vm_start)
+    vma_link(vma, prev)
+    mm.total_vm += vma_pages(vma)
+    return vma.vm_start
+
+
+def _call_driver(file: File, vma: vm_area_struct, prev: vm_area_struct | None) -> None:
+    """The file's own mmap operation. Where it refuses, what it mapped so far goes, tables included (A3.4)."""
+    assert file.mmap is not None
+    mm = vma.vm_mm
+    kernel: ArchKernel = mm.kernel
+    try:
+        file.mmap(file, vma)
+    except SyscallError:
+        vma.vm_file = None
+        put_file(kernel, file)
+        _unmap_region(mm, vma, prev, vma.vm_start, vma.vm_end)
+        remove_vma(vma)
+        raise
+
+
+# --------------------------------------------------------------------- munmap
+def do_munmap(mm: mm_struct, start: int, length: int) -> None:
+    """Take back what is mapped in [start, start + length). Raises EINVAL, or ENOMEM where a split fails."""
+    with mm_call(mm, "munmap"):
+        unmap_area(mm, start, length)
+
+
+def unmap_area(mm: mm_struct, start: int, length: int) -> None:
+    """What munmap does, for a caller that holds the mmap_lock for writing (A7.2)."""
+    kernel: ArchKernel = mm.kernel
+    if start < 0 or start & (mm.layout.page_size - 1):
+        raise syscall_error(errno.EINVAL, f"{start:#x} is not a multiple of the page size")
+    length = page_align(mm, length)
+    end = start + length
+    if length <= 0 or end > mm.task_size:
+        raise syscall_error(errno.EINVAL, f"{start:#x} + {length:#x} is not a range of the address space")
+    vma = find_vma_intersection(mm, start, end)
+    if vma is None:
+        return
+    # Step 1. The first split must not succeed where the second cannot: nothing would be unmapped, one vma
+    # more.
+    if vma.vm_start < start:
+        if end < vma.vm_end and mm.map_count + 1 >= kernel.description.kernel.vm_max_map_count:
+            raise syscall_error(errno.ENOMEM, f"no more than {mm.map_count} mappings in one address space")
+        vma = split_vma(vma, start, new_below=False)
+    prev = vma.vm_prev
+    last = find_vma(mm, end)
+    if last is not None and last.vm_start < end:
+        split_vma(last, end, new_below=True)
+    first = prev.vm_next if prev is not None else mm.mmap
+    assert first is not None
+    detach_vmas(mm, first, end)  # step 2
+    area_was_freed(mm, end)
+    _unmap_region(mm, first, prev, start, end)  # step 3
+    for vma in vmas_of(first):  # step 4
+        mm.total_vm -= vma_pages(vma)
+        remove_vma(vma)
+
+
+def _unmap_region(
+    mm: mm_struct, first: vm_area_struct, prev: vm_area_struct | None, start: int, end: int
+) -> None:
+    """Clear ptes, free tables, flush, free pages: for vmas from ``first`` on that are not in the list behind
+    ``prev``.
+
+    Tables may go as far as nobody on either side needs them: up to ``prev``'s end and the next one's start.
+    """
+    kernel: ArchKernel = mm.kernel
+    following = prev.vm_next if prev is not None else mm.mmap
+    floor = prev.vm_end if prev is not None else kernel.shape.limits.first_user_address
+    ceiling = following.vm_start if following is not None else 0
+    lru_add_drain(kernel)  # a pagevec's reference would keep fresh pages beyond the unmap
+    update_hiwater_rss(mm)
+    tlb = tlb_gather_mmu(mm)
+    unmap_vmas(tlb, first, start, end)
+    free_pgtables(tlb, first, floor, ceiling)
+    tlb_finish_mmu(tlb, start, end)
+
+
+# ------------------------------------------------------------------------ brk
+def do_brk(mm: mm_struct, new_brk: int) -> int:
+    """Move the heap's end to ``new_brk`` and return where it is now: where it was, if that was refused."""
+    with mm_call(mm, "brk"):
+        if new_brk < mm.start_brk:
+            return mm.brk
+        old_end, new_end = page_align(mm, mm.brk), page_align(mm, new_brk)
+        try:
+            if new_end < old_end:
+                unmap_area(mm, new_end, old_end - new_end)
+            elif new_end > old_end:
+                _grow_heap(mm, old_end, new_end)
+        except SyscallError:
+            return mm.brk
+        mm.brk = new_brk
+        return new_brk
+
+
+def _grow_heap(mm: mm_struct, start: int, end: int) -> None:
+    kernel: ArchKernel = mm.kernel
+    check_fixed_area(mm, start, end - start)
+    # One page more, so that the heap never touches what is above it.
+    if find_vma_intersection(mm, start, end + mm.layout.page_size) is not None:
+        raise syscall_error(errno.ENOMEM, f"the heap cannot grow to {end:#x}: a mapping is in the way")
+    if mm.map_count > kernel.description.kernel.vm_max_map_count:
+        raise syscall_error(errno.ENOMEM, f"no more than {mm.map_count} mappings in one address space")
+    mmap_region(mm, start, end - start, VM_READ | VM_WRITE)
+
+
+# -------------------------------------------------------------------- madvise
+def do_madvise_dontneed(mm: mm_struct, start: int, length: int) -> None:
+    """Drop the pages of [start, start + length): the next touch finds zeroes, or the file's bytes.
+
+    Raises EINVAL for a range that makes no sense or a driver's mapping, ENOMEM for a part that is not mapped;
+    what is mapped is dropped all the same.
+    """
+    with mm_call(mm, "madvise", write=False):
+        if start < 0 or start & (mm.layout.page_size - 1):
+            raise syscall_error(errno.EINVAL, f"{start:#x} is not a multiple of the page size")
+        end = start + page_align(mm, length)
+        if length < 0:
+            raise syscall_error(errno.EINVAL, f"length {length} is negative")
+        at, unmapped = start, None
+        for vma in vmas_of(find_vma(mm, start)):
+            if at >= end or vma.vm_start >= end:
+                break
+            if at < vma.vm_start and unmapped is None:
+                unmapped = at
+            at = max(at, vma.vm_start)
+            if vma.vm_flags & (VM_PFNMAP | VM_HUGETLB):
+                raise syscall_error(errno.EINVAL, f"the mapping at {vma.vm_start:#x} keeps its pages")
+            stop = min(end, vma.vm_end)
+            zap_page_range(vma, at, stop - at)
+            at = stop
+        if at < end and unmapped is None:
+            unmapped = at
+        if unmapped is not None:
+            raise syscall_error(errno.ENOMEM, f"nothing is mapped at {unmapped:#x}")

@@ -1,0 +1,135 @@
+"""Move a mapping's page tables to another address (mremap), by extents (A5.2).
+
+Whole tables are hooked over where both addresses are aligned to what the table covers and the destination has none
+(Linux 5.0 for pte tables, 5.11 for pmd tables); else the ptes of an extent move. Either way the old translations
+are flushed before the lock is dropped: once another CPU can act on the new entries, no TLB may still use the old
+ones (Linux 4.19; CVE-2018-18281).
+
+First reading: ``move_page_tables``, ``_move_ptes``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from polymmu.hooks import ArchKernel
+from polymmu.mm.tables import alloc_entry, find_entry, format_of, pte_lock, pte_unlock, read_entry, table_at
+from polymmu.structs import mm_struct, vm_area_struct
+
+__all__ = ["move_page_tables"]
+
+
+def move_page_tables(
+    vma: vm_area_struct, old_addr: int, new_vma: vm_area_struct, new_addr: int, length: int
+) -> int:
+    """Move what [old_addr, old_addr + length) of ``vma`` maps to ``new_addr`` on; the bytes that were moved.
+
+    Fewer than ``length`` where no table could be had; the caller moves those back, which cannot fail, for the
+    tables are there. mmap_lock is held for writing. A file's i_mmap lock is held while entries are in neither
+    place, so that truncation finds each of them.
+    """
+    mm = vma.vm_mm
+    kernel: ArchKernel = mm.kernel
+    layout = mm.layout
+    kernel.ops.flush_cache_range(vma, old_addr, old_addr + length)
+    mapping = vma.vm_file.mapping if vma.vm_file is not None else None
+    done = 0
+    while done < length:
+        old, new = old_addr + done, new_addr + done
+        missing = _first_missing(mm, old)
+        if missing >= 0:
+            done += _extent(layout.span_of(missing), old, old, length - done)
+            continue
+        if mapping is not None:
+            mapping.i_mmap_lock.lock()
+        moved = _move_some(vma, old, new_vma, new, length - done)
+        if mapping is not None:
+            mapping.i_mmap_lock.unlock()
+        if not moved:
+            return done
+        done += moved
+        kernel.sched.cond_resched()
+    return length
+
+
+def _extent(span: int, old: int, new: int, left: int) -> int:
+    """Bytes until the next boundary of ``span`` after either address, or until the end."""
+    return min(span - old % span, span - new % span, left)
+
+
+def _first_missing(mm: mm_struct, addr: int) -> int:
+    """The highest level at which ``addr`` has no table below it; -1 where its pte table exists."""
+    for level in range(mm.layout.pte_level):
+        if read_entry(mm, level, find_entry(mm, addr, level)) == format_of(mm, level).empty:
+            return level
+    return -1
+
+
+def _move_some(vma: vm_area_struct, old: int, new_vma: vm_area_struct, new: int, left: int) -> int:
+    """Move one table or one extent of ptes; the bytes it covers, 0 where no table could be had."""
+    mm = vma.vm_mm
+    layout = mm.layout
+    # The root's own entries stay: where they are cached in registers they are no business of a move.
+    for level in range(max(layout.pmd_level - 1, 1), layout.pmd_level + 1):
+        span = layout.span_of(level)
+        if not (old | new) & (span - 1) and left >= span:
+            entry = alloc_entry(mm, new, level)
+            if entry < 0:
+                return 0
+            if _move_table(vma, level, old, new, entry):
+                return span
+    extent = _extent(layout.span_of(layout.pmd_level), old, new, left)
+    into = alloc_entry(mm, new)
+    if into < 0:
+        return 0
+    _move_ptes(vma, old, new_vma, new, into, extent)
+    return extent
+
+
+def _move_table(vma: vm_area_struct, level: int, old: int, new: int, into: int) -> bool:
+    """Hook the table below ``old``'s entry of ``level`` over to the entry ``into``; False if that is not empty."""
+    mm = vma.vm_mm
+    kernel: ArchKernel = mm.kernel
+    format = format_of(mm, level)
+    span = mm.layout.span_of(level)
+    mm.page_table_lock.lock()
+    free = read_entry(mm, level, into) == format.empty
+    if free:
+        entry = find_entry(mm, old, level)
+        table = read_entry(mm, level, entry) & format.table_mask
+        kernel.ops.clear_entry(mm, level, old, entry)
+        kernel.ops.populate(mm, level, new, into, table)
+        pages = span >> mm.layout.page_shift
+        kernel.events.entries_visited(mm, "move", 1)
+        kernel.events.table_unhooked(mm, old, old + span)
+        kernel.events.entries_changed(mm, old, old + span, pages, "clear")
+        kernel.ops.flush_tlb_range(vma, old, old + span)
+    mm.page_table_lock.unlock()
+    return bool(free)
+
+
+def _move_ptes(
+    vma: vm_area_struct, old: int, new_vma: vm_area_struct, new: int, into: int, extent: int
+) -> None:
+    """Move the ptes of one extent, which lies in one table on either side."""
+    mm = vma.vm_mm
+    kernel: ArchKernel = mm.kernel
+    ops = kernel.ops
+    n = extent >> mm.layout.page_shift
+    kernel.events.entries_visited(mm, "move", n)
+    kernel.sched.spend(kernel.description.costs.entry_update * n, "move")
+    ptep = find_entry(mm, old)
+    ops.pte_map(mm, table_at(mm, into))
+    pte_lock(mm, ptep)
+    ops.enter_lazy_mmu(mm)
+    values = ops.ptep_get_and_clear(mm, old, ptep, n, None)
+    present = np.flatnonzero(values != np.uint64(kernel.shape.pte.empty))
+    if len(present):
+        first, last = int(present[0]), int(present[-1]) + 1
+        shift, width = mm.layout.page_shift, mm.layout.entry_bytes[-1]
+        ops.set_pte(mm, new + (first << shift), into + first * width, values[first:last])
+        kernel.events.entries_changed(mm, old, old + extent, len(present), "clear")
+        ops.flush_tlb_range(vma, old, old + extent)
+    ops.leave_lazy_mmu(mm)
+    pte_unlock(mm, ptep)
+    ops.pte_unmap(mm, table_at(mm, into))

@@ -1,0 +1,62 @@
+"""mprotect: change the rights of mappings and of the pages already in them.
+
+Each vma in the range is merged into a neighbour that already has the new rights, or cut so that exactly the
+range gets them; then its present ptes change, then the TLBs forget the old rights. Only after that may the
+caller rely on an access being refused (INV-PERM).
+"""
+
+from __future__ import annotations
+
+import errno
+
+from polymmu.errors import syscall_error
+from polymmu.hooks import ArchKernel
+from polymmu.mm.calls import mm_call
+from polymmu.mm.mmap import page_align
+from polymmu.mm.protect import change_protection
+from polymmu.mm.vma import VM_RIGHTS, find_vma, set_vma_flags, split_vma, vma_merge
+from polymmu.structs import mm_struct, vm_area_struct
+
+__all__ = ["do_mprotect"]
+
+
+def do_mprotect(mm: mm_struct, start: int, length: int, vm_rights: int) -> None:
+    """Give [start, start + length) the rights ``vm_rights`` (VM_READ | VM_WRITE | VM_EXEC, or none of them).
+
+    Raises EINVAL for arguments that make no sense, ENOMEM where a part is not mapped (what lies before it has
+    changed by then, as in Linux) or too many mappings would come of it.
+    """
+    with mm_call(mm, "mprotect"):
+        if start < 0 or start & (mm.layout.page_size - 1):
+            raise syscall_error(errno.EINVAL, f"{start:#x} is not a multiple of the page size")
+        if length < 0 or vm_rights & ~VM_RIGHTS:
+            raise syscall_error(errno.EINVAL, f"length {length} or rights {vm_rights:#x} make no sense")
+        end = start + page_align(mm, length)
+        at = start
+        while at < end:
+            vma = find_vma(mm, at)
+            if vma is None or at < vma.vm_start:
+                raise syscall_error(errno.ENOMEM, f"nothing is mapped at {at:#x}")
+            stop = min(end, vma.vm_end)
+            _fix_up(vma, at, stop, vma.vm_flags & ~VM_RIGHTS | vm_rights)
+            at = stop
+
+
+def _fix_up(vma: vm_area_struct, start: int, end: int, vm_flags: int) -> None:
+    """Give the part [start, end) of ``vma`` new flags: boundaries first, then ptes."""
+    if vm_flags == vma.vm_flags:
+        return
+    mm = vma.vm_mm
+    kernel: ArchKernel = mm.kernel
+    pgoff = vma.vm_pgoff + ((start - vma.vm_start) >> mm.layout.page_shift)
+    below = vma if vma.vm_start < start else vma.vm_prev
+    holder = vma_merge(mm, below, start, end, vm_flags, anon=vma.anon_vma, file=vma.vm_file, pgoff=pgoff)
+    if holder is None:
+        if vma.vm_start < start:
+            split_vma(vma, start, new_below=True)
+        if end < vma.vm_end:
+            split_vma(vma, end, new_below=False)
+        set_vma_flags(vma, vm_flags)
+        holder = vma
+    change_protection(holder, start, end, holder.vm_page_prot)
+    kernel.ops.flush_tlb_range(holder, start, end)

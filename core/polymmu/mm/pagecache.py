@@ -1,0 +1,130 @@
+"""Files, and the page cache that holds their contents.
+
+A file here is an open file with its inode in one. Its pages live in its ``address_space``, in index order; the
+cache holds one reference of each, and a page's MAPPING and INDEX columns say where it belongs (MAPPING is the
+mapping's slot plus one; 0: in no cache). Contents come from the file's ``read_page`` or are zeroes; there is no
+writing back, the cache is the file until its last reference goes.
+
+First reading: ``find_or_read_page``, ``remove_from_page_cache``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from polymmu.hardware.ram import NONZERO
+from polymmu.mm.frames import alloc_page, get_page, lru_add_drain, lru_cache_add, put_page
+from polymmu.structs import PG_CACHE, PG_DIRTY, File, Kernel, address_space, vm_area_struct
+
+__all__ = [
+    "drop_page_cache",
+    "find_or_read_page",
+    "get_file",
+    "is_cached_at",
+    "new_file",
+    "put_file",
+    "remove_from_page_cache",
+]
+
+AnyKernel = Kernel[Any]
+
+
+def new_file(
+    kernel: AnyKernel,
+    name: str,
+    size: int,
+    *,
+    anonymous: bool = False,
+    read_page: Callable[[int], bytes] | None = None,
+    mmap: Callable[[File, vm_area_struct], None] | None = None,
+) -> File:
+    """A file of ``size`` bytes with one reference, the caller's, and nothing cached."""
+    mapping = kernel.mappings.alloc()
+    mapping.truncate_count = 0
+    file = File(name, size, mapping, anonymous=anonymous, read_page=read_page, mmap=mmap)
+    mapping.host = file
+    return file
+
+
+def get_file(file: File) -> File:
+    """One more reference: an open, or a vma that maps it."""
+    file.references += 1
+    return file
+
+
+def put_file(kernel: AnyKernel, file: File) -> None:
+    """One reference less; with the last one the file's pages and its mapping go. May sleep."""
+    kernel.sched.might_sleep("put_file")
+    file.references -= 1
+    if file.references:
+        return
+    mapping = file.mapping
+    if mapping.i_mmap:
+        raise AssertionError(f"file {file.name} is freed while {len(mapping.i_mmap)} vmas map it")
+    drop_page_cache(kernel, mapping, 0)
+    mapping.host = None
+    kernel.mappings.free(mapping)
+
+
+def find_or_read_page(kernel: AnyKernel, file: File, index: int) -> int:
+    """The cached page ``index`` of ``file``, read in if need be, with a reference for the caller; -1: no memory.
+
+    May sleep. The caller checks afterwards that the page still belongs to the file (``is_cached_at``).
+    """
+    mapping = file.mapping
+    found: int | None = mapping.pages.get(index)
+    if found is not None:
+        get_page(kernel, found)
+        return found
+    kernel.sched.might_sleep("reading a page")
+    pfn = alloc_page(kernel, "file")
+    if pfn < 0:
+        return -1
+    content = file.read_page(index) if file.read_page is not None else b""
+    if content:
+        page_size = kernel.shape.layout.page_size
+        kernel.ram.write(pfn * page_size, content[:page_size])
+        kernel.frames.flags[pfn] |= NONZERO
+    kernel.sched.spend(kernel.description.costs.page_clear, "page")
+    won: int | None = mapping.pages.get(index)
+    if won is not None:  # somebody else read it meanwhile
+        put_page(kernel, pfn)
+        get_page(kernel, won)
+        return won
+    frames = kernel.frames
+    frames.mapping[pfn] = mapping.slot + 1
+    frames.index[pfn] = index
+    frames.flags[pfn] |= PG_CACHE
+    mapping.pages[index] = pfn
+    get_page(kernel, pfn)  # the cache's own
+    lru_cache_add(kernel, pfn)
+    return pfn
+
+
+def is_cached_at(kernel: AnyKernel, mapping: address_space, index: int, pfn: int) -> bool:
+    """Whether ``pfn`` is page ``index`` of ``mapping`` now: truncation may have taken it out (A1.8)."""
+    frames = kernel.frames
+    return frames.mapping[pfn] == mapping.slot + 1 and frames.index[pfn] == index
+
+
+def remove_from_page_cache(kernel: AnyKernel, mapping: address_space, index: int) -> None:
+    """Take one page out and drop the cache's reference. No pte may map it any more (INV-TRUNC)."""
+    pfn: int = mapping.pages[index]
+    frames = kernel.frames
+    if frames.mapcount[pfn]:
+        raise AssertionError(
+            f"page {index} of {mapping.slot} is dropped while {frames.mapcount[pfn]} ptes map it"
+        )
+    del mapping.pages[index]
+    frames.mapping[pfn] = 0
+    frames.index[pfn] = 0
+    frames.flags[pfn] &= ~(PG_CACHE | PG_DIRTY)
+    put_page(kernel, pfn)
+
+
+def drop_page_cache(kernel: AnyKernel, mapping: address_space, first: int) -> None:
+    """Take out every page from index ``first`` on."""
+    lru_add_drain(kernel)
+    for index in list(mapping.pages.irange(minimum=first)):
+        remove_from_page_cache(kernel, mapping, index)

@@ -1,0 +1,433 @@
+"""Where an address space's mappings are: looking vmas up, linking them, moving their boundaries.
+
+Every vma is reachable in four ways that must agree at all times: ``mm.vmas`` by start address, the
+``vm_next``/``vm_prev`` list from ``mm.mmap`` on, ``mm.mmap_cache`` (the last answer of ``find_vma``), and,
+where it maps a file, the file's ``i_mmap``. Nobody outside this module changes the first three or a boundary.
+
+Guard: the mm's mmap_lock held for writing. What a walker from the file's side reads (i_mmap, and the
+boundaries and ``vm_truncate_count`` of the vmas in it) changes only below ``i_mmap_lock``.
+
+First reading: ``find_vma``, ``vma_adjust``, ``split_vma``; skip the cases of ``vma_merge``.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+
+from polymmu.errors import syscall_error
+from polymmu.hooks import ArchKernel
+from polymmu.mm.pagecache import get_file, put_file
+from polymmu.structs import (
+    VM_DONTEXPAND,
+    VM_EXEC,
+    VM_HUGETLB,
+    VM_PFNMAP,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+    File,
+    address_space,
+    anon_vma,
+    mm_struct,
+    vm_area_struct,
+)
+
+__all__ = [
+    "VM_RIGHTS",
+    "anon_vma_prepare",
+    "detach_vmas",
+    "find_vma",
+    "find_vma_intersection",
+    "find_vma_prev",
+    "remove_vma",
+    "set_vma_flags",
+    "split_vma",
+    "unlink_anon_vma",
+    "unlink_file_vma",
+    "vma_adjust",
+    "vma_alloc",
+    "vma_copy",
+    "vma_link",
+    "vma_merge",
+    "vma_pages",
+    "vmas_of",
+]
+
+VM_RIGHTS = VM_READ | VM_WRITE | VM_EXEC
+PROTECTION_INDEX = VM_RIGHTS | VM_SHARED
+UNMERGEABLE = VM_PFNMAP | VM_DONTEXPAND | VM_HUGETLB
+"""A driver or a huge page's alignment stands behind these: each mapping stays what it was made."""
+
+
+# ------------------------------------------------------------------- look-up
+def find_vma(mm: mm_struct, addr: int) -> vm_area_struct | None:
+    """The first vma that ends above ``addr``: the one holding it, or the next one up; None at the end."""
+    vma = mm.mmap_cache
+    if vma is not None and vma.vm_start <= addr < vma.vm_end:
+        return vma
+    index = mm.vmas.bisect_right(addr)
+    if not index:
+        return mm.mmap
+    below: vm_area_struct = mm.vmas.peekitem(index - 1)[1]
+    if addr < below.vm_end:
+        mm.mmap_cache = below
+        return below
+    return below.vm_next
+
+
+def find_vma_prev(mm: mm_struct, addr: int) -> tuple[vm_area_struct | None, vm_area_struct | None]:
+    """``find_vma(mm, addr)`` and the vma before it: the last of all where nothing ends above ``addr``."""
+    vma = find_vma(mm, addr)
+    if vma is not None:
+        return vma, vma.vm_prev
+    return None, mm.vmas.peekitem(-1)[1] if mm.vmas else None
+
+
+def find_vma_intersection(mm: mm_struct, start: int, end: int) -> vm_area_struct | None:
+    """The first vma that shares an address with [start, end)."""
+    vma = find_vma(mm, start)
+    return vma if vma is not None and vma.vm_start < end else None
+
+
+def vmas_of(vma: vm_area_struct | None) -> Iterator[vm_area_struct]:
+    """``vma`` and all after it on its list; the one handed out may be freed before the next is asked for."""
+    while vma is not None:
+        following = vma.vm_next
+        yield vma
+        vma = following
+
+
+def vma_pages(vma: vm_area_struct) -> int:
+    """Base pages that ``vma`` covers."""
+    return (vma.vm_end - vma.vm_start) >> vma.vm_mm.layout.page_shift
+
+
+# ------------------------------------------------------- birth, copies, death
+def vma_alloc(
+    mm: mm_struct, start: int, end: int, vm_flags: int, *, file: File | None = None, pgoff: int | None = None
+) -> vm_area_struct:
+    """A vma for [start, end), not linked anywhere. It takes a reference of ``file``.
+
+    ``pgoff`` defaults to what an anonymous vma has: the number of its first virtual page.
+    """
+    vma = mm.kernel.vmas.alloc()
+    vma.vm_mm = mm
+    vma.vm_start = start
+    vma.vm_end = end
+    vma.vm_pgoff = start >> mm.layout.page_shift if pgoff is None else pgoff
+    vma.vm_file = get_file(file) if file is not None else None
+    vma.anon_vma = None
+    vma.vm_truncate_count = 0
+    vma.vm_private_data = None
+    vma.vm_next = None
+    vma.vm_prev = None
+    set_vma_flags(vma, vm_flags)
+    return vma
+
+
+def vma_copy(vma: vm_area_struct, mm: mm_struct) -> vm_area_struct:
+    """A vma of ``mm`` like ``vma``, not linked: for fork, split and mremap. Takes references of its own.
+
+    The truncate count is not copied: a struct copy holds no lock, so whoever links the copy stores it (A1.7).
+    """
+    copy = vma_alloc(mm, vma.vm_start, vma.vm_end, vma.vm_flags, file=vma.vm_file, pgoff=vma.vm_pgoff)
+    copy.vm_private_data = vma.vm_private_data
+    copy.vm_page_prot = vma.vm_page_prot
+    copy.anon_vma = _get_anon_vma(vma.anon_vma)
+    return copy
+
+
+def set_vma_flags(vma: vm_area_struct, vm_flags: int) -> None:
+    """Change what ``vma`` allows; its ptes are the caller's business."""
+    kernel: ArchKernel = vma.vm_mm.kernel
+    vma.vm_flags = vm_flags
+    vma.vm_page_prot = kernel.shape.protections[vm_flags & PROTECTION_INDEX]
+
+
+def remove_vma(vma: vm_area_struct) -> None:
+    """Free an unlinked vma and drop what it holds. May sleep: the last put of a file frees its pages."""
+    unlink_anon_vma(vma)
+    file = vma.vm_file
+    vma.vm_file = None
+    kernel: ArchKernel = vma.vm_mm.kernel
+    kernel.vmas.free(vma)
+    if file is not None:
+        put_file(kernel, file)
+
+
+# ---------------------------------------------------------------- anon_vmas
+def anon_vma_prepare(vma: vm_area_struct) -> None:
+    """Called before the first anonymous page of ``vma``.
+
+    A neighbour's anon_vma is shared where only rights keep the two apart, so that they may merge later.
+    """
+    if vma.anon_vma is not None:
+        return
+    for neighbour in (vma.vm_next, vma.vm_prev):
+        if neighbour is not None and neighbour.anon_vma is not None and _could_join(vma, neighbour):
+            vma.anon_vma = _get_anon_vma(neighbour.anon_vma)
+            return
+    kernel: ArchKernel = vma.vm_mm.kernel
+    anon = kernel.anon_vmas.alloc()
+    anon.references = 1
+    vma.anon_vma = anon
+
+
+def unlink_anon_vma(vma: vm_area_struct) -> None:
+    """Give ``vma``'s anon_vma back, if it has one; the last reference frees it."""
+    anon = vma.anon_vma
+    if anon is None:
+        return
+    vma.anon_vma = None
+    anon.references -= 1
+    if not anon.references:
+        kernel: ArchKernel = vma.vm_mm.kernel
+        kernel.anon_vmas.free(anon)
+
+
+def _get_anon_vma(anon: anon_vma | None) -> anon_vma | None:
+    if anon is not None:
+        anon.references += 1
+    return anon
+
+
+def _could_join(vma: vm_area_struct, neighbour: vm_area_struct) -> bool:
+    """Whether only rights keep two adjacent vmas apart (mprotect may make them equal later)."""
+    low, high = (vma, neighbour) if vma.vm_start < neighbour.vm_start else (neighbour, vma)
+    return (
+        low.vm_end == high.vm_start
+        and low.vm_file is high.vm_file
+        and not (low.vm_flags ^ high.vm_flags) & ~VM_RIGHTS
+        and low.vm_pgoff + vma_pages(low) == high.vm_pgoff
+    )
+
+
+# ------------------------------------------------------------------- linking
+def vma_link(vma: vm_area_struct, prev: vm_area_struct | None, *, truncate_count: int | None = None) -> None:
+    """Make ``vma``, which overlaps no other, part of its mm, behind ``prev`` (None: first of all).
+
+    Its truncate count becomes the mapping's: there is nothing to scan yet, and later faults check the file's
+    size (A1.7). Fork and mremap say another: their ptes come after the link.
+    """
+    _link(vma, prev)
+    vma.vm_mm.map_count += 1
+    mapping = _mapping_of(vma)
+    if mapping is not None:
+        mapping.i_mmap_lock.lock()
+        vma.vm_truncate_count = mapping.truncate_count if truncate_count is None else truncate_count
+        mapping.i_mmap[vma.slot] = vma
+        mapping.i_mmap_lock.unlock()
+
+
+def detach_vmas(mm: mm_struct, first: vm_area_struct, end: int) -> None:
+    """Take ``first`` and all after it that begin below ``end`` out of the mm: no fault finds them any more.
+
+    They stay linked to each other (``first`` ... ``vm_next`` None), and their file still finds them until
+    their ptes are gone.
+    """
+    prev = first.vm_prev
+    last = first
+    for vma in vmas_of(first):
+        if vma.vm_start >= end:
+            break
+        _unlink(vma)
+        mm.map_count -= 1
+        vma.vm_prev = last if vma is not first else prev
+        last = vma
+    last.vm_next = None
+
+
+def unlink_file_vma(vma: vm_area_struct) -> None:
+    """Take ``vma`` out of its file's i_mmap; afterwards its page tables may go (A3.2 step 2)."""
+    mapping = _mapping_of(vma)
+    if mapping is not None:
+        mapping.i_mmap_lock.lock()
+        del mapping.i_mmap[vma.slot]
+        mapping.i_mmap_lock.unlock()
+
+
+def _mapping_of(vma: vm_area_struct) -> address_space | None:
+    return vma.vm_file.mapping if vma.vm_file is not None else None
+
+
+def _link(vma: vm_area_struct, prev: vm_area_struct | None) -> None:
+    mm = vma.vm_mm
+    following = prev.vm_next if prev is not None else mm.mmap
+    vma.vm_prev = prev
+    vma.vm_next = following
+    if prev is not None:
+        prev.vm_next = vma
+    else:
+        mm.mmap = vma
+    if following is not None:
+        following.vm_prev = vma
+    mm.vmas[vma.vm_start] = vma
+
+
+def _unlink(vma: vm_area_struct) -> None:
+    mm = vma.vm_mm
+    prev, following = vma.vm_prev, vma.vm_next
+    if prev is not None:
+        prev.vm_next = following
+    else:
+        mm.mmap = following
+    if following is not None:
+        following.vm_prev = prev
+    del mm.vmas[vma.vm_start]
+    if mm.mmap_cache is vma:
+        mm.mmap_cache = None
+
+
+# -------------------------------------------------------- boundaries (A7.4)
+def vma_adjust(
+    mm: mm_struct,
+    ranges: Sequence[tuple[vm_area_struct, int, int]],
+    *,
+    insert: vm_area_struct | None = None,
+    remove: Sequence[vm_area_struct] = (),
+) -> None:
+    """Move boundaries, all at once as a walker from the file's side sees it.
+
+    ``ranges``: (vma, new start, new end); ``vm_pgoff`` follows the start. ``insert``: a new vma that takes
+    what the first of them gives up. ``remove``: vmas whose whole range another one takes; they are freed. All
+    of them map the same file, or none.
+    """
+    changed = [vma for vma, _, _ in ranges]
+    mapping = _mapping_of(changed[0])
+    if mapping is not None:
+        mapping.i_mmap_lock.lock()
+    if insert is not None:
+        insert.vm_truncate_count = changed[0].vm_truncate_count
+        if mapping is not None:
+            mapping.i_mmap[insert.slot] = insert
+    growing = [vma for vma, start, end in ranges if start < vma.vm_start or vma.vm_end < end]
+    givers = [*remove, *(vma for vma in changed if vma not in growing)]
+    for vma in growing:
+        for giver in givers:
+            # Pages move in under another count: the truncation that owns either must scan them again (A1.7).
+            if giver.vm_truncate_count != vma.vm_truncate_count:
+                vma.vm_truncate_count = 0
+            if vma.anon_vma is None:  # before the first page of the giver belongs to it
+                vma.anon_vma = _get_anon_vma(giver.anon_vma)
+    for vma in remove:
+        _unlink(vma)
+        if mapping is not None:
+            del mapping.i_mmap[vma.slot]
+    moved = [vma for vma, start, _ in ranges if start != vma.vm_start]
+    for vma in moved:
+        del mm.vmas[vma.vm_start]
+    for vma, start, end in ranges:
+        vma.vm_pgoff += (start - vma.vm_start) >> mm.layout.page_shift
+        vma.vm_start, vma.vm_end = start, end
+    for vma in moved:
+        mm.vmas[vma.vm_start] = vma
+    for vma in (*changed, insert) if insert is not None else changed:
+        _forget_restart(vma)
+    if insert is not None:
+        below = insert.vm_start < changed[0].vm_start
+        _link(insert, changed[0].vm_prev if below else changed[0])
+    if mapping is not None:
+        mapping.i_mmap_lock.unlock()
+    mm.map_count += (insert is not None) - len(remove)
+    for vma in remove:
+        remove_vma(vma)
+
+
+def _forget_restart(vma: vm_area_struct) -> None:
+    """A restart address at or above the end says nothing about ``vma``, but the next call would believe it.
+
+    Without this a piece that falls out of one truncation's range escapes the next one (A1.6, last paragraph).
+    """
+    restart = vma.vm_truncate_count
+    if restart >= vma.vm_end and not restart % vma.vm_mm.layout.page_size:
+        vma.vm_truncate_count = 0
+
+
+def split_vma(vma: vm_area_struct, addr: int, *, new_below: bool) -> vm_area_struct:
+    """Cut ``vma`` at ``addr`` and return the new piece; ``new_below``: the new struct is the lower one.
+
+    Which piece keeps the struct matters to who holds a pointer to it. Raises ENOMEM at the limit of mappings.
+    """
+    mm = vma.vm_mm
+    kernel: ArchKernel = mm.kernel
+    if mm.map_count >= kernel.description.kernel.vm_max_map_count:
+        raise syscall_error(errno.ENOMEM, f"no more than {mm.map_count} mappings in one address space")
+    piece = vma_copy(vma, mm)
+    if new_below:
+        piece.vm_end = addr
+        kept = (vma, addr, vma.vm_end)
+    else:
+        piece.vm_start = addr
+        piece.vm_pgoff += (addr - vma.vm_start) >> mm.layout.page_shift
+        kept = (vma, vma.vm_start, addr)
+    vma_adjust(mm, [kept], insert=piece)
+    return piece
+
+
+# ---------------------------------------------------------------------- merge
+def vma_merge(
+    mm: mm_struct,
+    prev: vm_area_struct | None,
+    start: int,
+    end: int,
+    vm_flags: int,
+    *,
+    anon: anon_vma | None = None,
+    file: File | None = None,
+    pgoff: int,
+) -> vm_area_struct | None:
+    """Cover [start, end) by growing a neighbour, if one is just like it. The vma that now holds it, or None.
+
+    [start, end) is a hole, or one vma's part that is about to get ``vm_flags`` (mprotect); that vma is the
+    first above ``prev``, or ``prev`` itself where ``start`` lies inside. P, A, N: prev, the vma being
+    changed, next:
+
+        hole         PPP....NNN  ->  PPPPPPPPPP (1)  PPPPPPPNNN (2)  PPPNNNNNNN (3)
+        part of prev PPPPPPPNNN  ->  PPPNNNNNNN (4)
+        part of A    PPPAAAAAAA  ->  PPPPPPPAAA (5)
+        all of A     PPPAAAANNN  ->  PPPPPPPPPP (6)  PPPPPPPNNN (7)  PPPNNNNNNN (8)
+    """
+    if vm_flags & UNMERGEABLE:
+        return None
+    pages = (end - start) >> mm.layout.page_shift
+    above = prev.vm_next if prev is not None else mm.mmap
+    area = above if above is not None and above.vm_start < end else None
+    after = above
+    if area is not None:
+        after = area.vm_next if area.vm_end == end else None
+
+    def alike(vma: vm_area_struct) -> bool:
+        return (
+            vma.vm_flags == vm_flags
+            and vma.vm_file is file
+            and vma.vm_private_data is None
+            and _same_anon(anon, vma.anon_vma)
+        )
+
+    low = high = None
+    if prev is not None and prev.vm_end == start and prev.vm_pgoff + vma_pages(prev) == pgoff and alike(prev):
+        low = prev
+    if after is not None and after.vm_start == end and after.vm_pgoff == pgoff + pages and alike(after):
+        high = after
+    whole = [area] if area is not None and area.vm_end == end else []
+    if low is not None and high is not None and _same_anon(low.anon_vma, high.anon_vma):  # 1, 6
+        vma_adjust(mm, [(low, low.vm_start, high.vm_end)], remove=[*whole, high])
+        return low
+    if low is not None:
+        if area is not None and not whole:  # 5
+            vma_adjust(mm, [(low, low.vm_start, end), (area, end, area.vm_end)])
+        else:  # 2, 7
+            vma_adjust(mm, [(low, low.vm_start, end)], remove=whole)
+        return low
+    if high is not None:
+        if prev is not None and start < prev.vm_end:  # 4
+            vma_adjust(mm, [(high, start, high.vm_end), (prev, prev.vm_start, start)])
+        else:  # 3, 8
+            vma_adjust(mm, [(high, start, high.vm_end)], remove=whole)
+        return high
+    return None
+
+
+def _same_anon(one: anon_vma | None, other: anon_vma | None) -> bool:
+    return one is None or other is None or one is other

@@ -1,0 +1,207 @@
+"""Take user pages out of page tables: munmap, madvise, truncation and exit all end here (A2).
+
+A pte table is emptied in chunks, each in three steps: read the run; get-and-clear it, which is where what
+hardware set meanwhile comes out; account for what was in it. A chunk is at most a block of the machine file's
+``zap_block`` entries and at most as many pages as the gather has slots for, so that nothing is ever cleared that
+cannot be queued. Between chunks the loop looks whether somebody wants the CPU or the lock.
+
+A full gather makes the loop drop the table lock, flush, and go on behind the last entry it cleared; each chunk is
+accounted under the lock in which it was cleared, once (A2.4). Dirty file pages are flushed before that lock is
+dropped: whoever next finds them clean must not be overtaken by a store through an old TLB entry (A0.3 rule 3).
+
+First reading: ``zap_page_range``, ``_zap_ptes``; skip ``ZapDetails``.
+"""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from polymmu.hardware.ram import MAPPING
+from polymmu.hardware.scans import account_ptes
+from polymmu.hooks import ArchKernel
+from polymmu.mm.frames import lru_add_drain
+from polymmu.mm.gather import (
+    tlb_adjust_range,
+    tlb_finish_mmu,
+    tlb_flush_mmu,
+    tlb_flush_mmu_tlbonly,
+    tlb_gather_mmu,
+    tlb_remove_pages,
+    tlb_room,
+)
+from polymmu.mm.tables import pte_lock, pte_unlock, read_ptes, table_runs
+from polymmu.sched.locks import Mutex
+from polymmu.structs import (
+    PG_DIRTY,
+    VM_PFNMAP,
+    EntryRun,
+    address_space,
+    mm_struct,
+    mmu_gather,
+    vm_area_struct,
+)
+
+__all__ = ["ZapDetails", "unmap_vmas", "update_hiwater_rss", "zap_page_range"]
+
+
+@attrs.frozen(kw_only=True)
+class ZapDetails:
+    """What a truncation or invalidation asks of a zap.
+
+    ``check_mapping``: leave every page alone that is not in this mapping's cache (private copies). ``i_mmap_lock``:
+    held by the caller; somebody waiting for it makes the zap stop early.
+    """
+
+    check_mapping: address_space | None = None
+    i_mmap_lock: Mutex | None = None
+
+
+def zap_page_range(vma: vm_area_struct, start: int, length: int, details: ZapDetails | None = None) -> int:
+    """Remove the pages of [start, start + length), within ``vma``, tables left in place. The address reached.
+
+    That is the end, unless ``details`` has a lock and the zap stopped for its sake. The caller holds the mm's
+    mmap_lock or that lock.
+    """
+    mm = vma.vm_mm
+    kernel: ArchKernel = mm.kernel
+    end = start + length
+    lru_add_drain(kernel)
+    tlb = tlb_gather_mmu(mm)
+    update_hiwater_rss(mm)
+    reached = _unmap_vma(tlb, vma, start, end, details)
+    tlb_finish_mmu(tlb, start, end)
+    return reached
+
+
+def unmap_vmas(tlb: mmu_gather, vma: vm_area_struct | None, start: int, end: int) -> None:
+    """Remove the pages of [start, end) from ``vma`` and those after it on its list. ``end`` 0 means the top."""
+    while vma is not None and (not end or vma.vm_start < end):
+        _unmap_vma(tlb, vma, max(start, vma.vm_start), min(end or vma.vm_end, vma.vm_end), None)
+        vma = vma.vm_next
+
+
+def update_hiwater_rss(mm: mm_struct) -> None:
+    """Remember the most pages ``mm`` ever had; called before their number falls."""
+    mm.hiwater_rss = max(mm.hiwater_rss, mm.anon_rss + mm.file_rss)
+
+
+def _unmap_vma(tlb: mmu_gather, vma: vm_area_struct, start: int, end: int, details: ZapDetails | None) -> int:
+    """Remove the pages of a part of one vma, block by block; the address reached."""
+    if start >= end:
+        return end
+    mm = tlb.mm
+    kernel: ArchKernel = mm.kernel
+    sched = kernel.sched
+    lock = details.i_mmap_lock if details is not None else None
+    tlb.vma = vma
+    kernel.ops.tlb_start_vma(tlb, vma)
+    reached = end
+    for ptep, addr, stop in table_runs(mm, start, end):
+        _zap_ptes(tlb, vma, ptep, addr, stop, details)
+        if lock is None:
+            sched.cond_resched()
+        elif sched.need_resched() or sched.need_lockbreak(lock):
+            reached = stop
+            break
+    kernel.ops.tlb_end_vma(tlb, vma)
+    if vma.vm_flags & VM_PFNMAP and not tlb.fullmm:
+        # Its frames have no mapcount: a truncation elsewhere would find nothing mapped and let the driver free
+        # them while our flush is still to come (A4.9).
+        tlb_flush_mmu_tlbonly(tlb)
+    tlb.vma = None
+    return reached
+
+
+def _zap_ptes(
+    tlb: mmu_gather, vma: vm_area_struct, ptep: int, addr: int, end: int, details: ZapDetails | None
+) -> None:
+    """Remove the pages of [addr, end), which one pte table maps from ``ptep`` on."""
+    mm = tlb.mm
+    kernel: ArchKernel = mm.kernel
+    sched, ops = kernel.sched, kernel.ops
+    shift, width = mm.layout.page_shift, mm.layout.entry_bytes[-1]
+    block = kernel.description.kernel.zap_block
+    n = (end - addr) >> shift
+    kernel.events.entries_visited(mm, "zap", n)
+    sched.spend(kernel.description.costs.entry_update * n, "zap")
+    # Invariant: every entry before ``done`` that was to go is cleared, accounted and in the gather.
+    done = 0
+    while done < n:
+        lock = pte_lock(mm, ptep)
+        ops.enter_lazy_mmu(mm)
+        full = dirty = False
+        while done < n and not full:
+            values = read_ptes(mm, ptep + done * width, min(block, n - done))
+            first, last = _next_run(kernel, values, tlb_room(tlb), details)
+            if first < last:
+                at = done + first
+                full, dirtied = _zap_run(tlb, vma, ptep + at * width, addr + (at << shift), last - first)
+                dirty |= dirtied
+            done += last
+            if sched.need_resched() or sched.need_lockbreak(lock):
+                break
+        ops.leave_lazy_mmu(mm)
+        if dirty:
+            tlb_flush_mmu_tlbonly(tlb)
+        pte_unlock(mm, ptep)
+        if full or dirty:
+            tlb_flush_mmu(tlb)
+        if done < n:
+            sched.cond_resched()
+
+
+def _next_run(kernel: ArchKernel, values: EntryRun, room: int, details: ZapDetails | None) -> tuple[int, int]:
+    """The next entries to clear, [first, last) of ``values``, with at most ``room`` present ones among them.
+
+    Where none is left both are the end of ``values``.
+    """
+    goes = present = (values & np.uint64(kernel.shape.pte.soft_present_mask)) != 0
+    if details is not None and details.check_mapping is not None:
+        goes = present & _cached_in(kernel, values, details.check_mapping)
+    chosen = np.flatnonzero(goes)
+    if not len(chosen):
+        return len(values), len(values)
+    first, last = int(chosen[0]), int(chosen[:room][-1]) + 1
+    if goes is not present:
+        stays = np.flatnonzero(present[first:last] & ~goes[first:last])
+        if len(stays):
+            last = first + int(stays[0])
+    return first, last
+
+
+def _cached_in(kernel: ArchKernel, values: EntryRun, mapping: address_space) -> NDArray[np.bool_]:
+    """Which of the present ptes ``values`` map a page of ``mapping``'s cache."""
+    pte = kernel.shape.pte
+    high = (values & np.uint64(pte.high_frame_mask)) << np.uint64(pte.high_frame_shift)
+    pfns = (values & np.uint64(pte.frame_mask) | high) >> np.uint64(kernel.shape.layout.page_shift)
+    pfns = np.where(pfns < kernel.frames.count, pfns, 0)  # frame 0 is in no cache
+    return kernel.frames.table[MAPPING, pfns] == mapping.slot + 1
+
+
+def _zap_run(tlb: mmu_gather, vma: vm_area_struct, ptep: int, addr: int, n: int) -> tuple[bool, bool]:
+    """Clear, account and queue ``n`` entries. (Whether the gather is full, whether a file page was dirty.)
+
+    The caller holds the table lock and saw to it that the gather has room.
+    """
+    mm = tlb.mm
+    kernel: ArchKernel = mm.kernel
+    ops, frames, shape = kernel.ops, kernel.frames, kernel.shape
+    end = addr + (n << mm.layout.page_shift)
+    values = ops.ptep_get_and_clear(mm, addr, ptep, n, tlb)
+    tlb_adjust_range(tlb, addr, end, mm.layout.pte_level)
+    ops.tlb_remove_tlb_entry(tlb, ptep, addr, n)
+    kernel.events.entries_changed(mm, addr, end, n, "clear")
+    if vma.vm_flags & VM_PFNMAP:
+        return False, False
+    pfns: NDArray[np.int64] = np.empty(n, dtype=np.int64)
+    pages, anon, dirtied = account_ptes(values, frames.table, shape.account_masks, frames.count, -1, pfns)
+    mm.anon_rss -= anon
+    mm.file_rss -= pages - anon
+    pfns = pfns[:pages]
+    if shape.pte.dirty is None:
+        for pfn in pfns.tolist():
+            if not frames.mapcount[pfn] and ops.page_test_and_clear_dirty(kernel, pfn):
+                frames.flags[pfn] |= PG_DIRTY
+    return pages > 0 and tlb_remove_pages(tlb, pfns), dirtied > 0

@@ -1,0 +1,127 @@
+"""TLB flushes needed against flushes issued, per kind of mm call.
+
+The emulator knows what every TLB and walk cache holds, so each invalidation can be judged: it was *needed*
+if, at that moment, it dropped at least one translation that the tables no longer support (page gone, other
+frame, fewer rights, or a cached table that is no longer linked), else *redundant*. A flush is *missing* if
+such a translation is still held by a CPU when the call returns; it is counted once per CPU.
+
+Only the hull of what a call changed is searched, so calls that change nothing cost nothing.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from polymmu.events import Observer
+from polymmu.hardware.cpu import Cpu
+from polymmu.hooks import ArchKernel
+from polymmu.structs import mm_struct
+
+__all__ = ["FlushAudit"]
+
+TOP = 1 << 64
+
+
+@attrs.define
+class Tally:
+    """Flushes of one kind of call."""
+
+    issued: int = 0
+    needed: int = 0
+    redundant: int = 0
+    missing: int = 0
+
+
+class FlushAudit(Observer):
+    """Judges every invalidation of ``kernel``'s CPUs. Also each CPU's watcher of invalidations."""
+
+    def __init__(self, kernel: ArchKernel) -> None:
+        self.kernel = kernel
+        self.by_call: dict[str, Tally] = {}
+        self._call = ""
+        self._depth = 0
+        self._hull: dict[int, tuple[mm_struct, int, int]] = {}
+        """mm slot -> the mm and what was changed in it since the outermost call began."""
+        self._switching = False
+
+    # --- what changed
+    def mm_call_begin(self, mm: mm_struct, name: str) -> None:
+        if not self._depth:
+            self._hull.clear()
+            self._call = name
+        self._depth += 1
+
+    def mm_call_end(self, mm: mm_struct, name: str) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._settle(self._call)
+            self._call = ""
+
+    def fault(self, mm: mm_struct, addr: int, kind: str, n: int) -> None:
+        if self._hull and not self._depth:
+            self._settle("fault")
+
+    def entries_changed(self, mm: mm_struct, start: int, end: int, n: int, what: str) -> None:
+        self._widen(mm, start, end)
+
+    def table_unhooked(self, mm: mm_struct, start: int, end: int) -> None:
+        self._widen(mm, start, end)
+
+    def _widen(self, mm: mm_struct, start: int, end: int) -> None:
+        end = end or TOP
+        known = self._hull.get(mm.slot)
+        if known is not None:
+            start, end = min(start, known[1]), max(end, known[2])
+        self._hull[mm.slot] = (mm, start, end)
+
+    # --- what was flushed
+    def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
+        """``cpu`` is about to drop translations of ``asid`` (None: all) in [start, end) (None: everything)."""
+        mm = self.kernel.active_mm[cpu.index]
+        self._switching = mm is None or mm.pgd != cpu.root
+        tally = self._tally("switch_mm" if self._switching else self._call or "fault")
+        tally.issued += 1
+        if self._switching:
+            return  # judged by what it drops
+        assert mm is not None
+        hull = self._hull.get(mm.slot)
+        stale = 0
+        if hull is not None:
+            low = hull[1] if start is None else max(start, hull[1])
+            high = hull[2] if not end else min(end, hull[2])
+            if low < high:
+                stale = cpu.count_stale(cpu.asid, mm.pgd, low, high)
+        if stale:
+            tally.needed += 1
+        else:
+            tally.redundant += 1
+
+    def after_invalidate(self, cpu: Cpu, dropped: int) -> None:
+        """The invalidation announced last dropped ``dropped`` entries."""
+        if self._switching:
+            tally = self._tally("switch_mm")
+            if dropped:
+                tally.needed += 1
+            else:
+                tally.redundant += 1
+
+    def _settle(self, call: str) -> None:
+        for mm, low, high in self._hull.values():
+            for cpu in self.kernel.cpus:
+                if self.kernel.active_mm[cpu.index] is mm and cpu.count_stale(cpu.asid, mm.pgd, low, high):
+                    self._tally(call).missing += 1
+        self._hull.clear()
+
+    def _tally(self, call: str) -> Tally:
+        tally = self.by_call.get(call)
+        if tally is None:
+            tally = self.by_call[call] = Tally()
+        return tally
+
+    def section(self) -> dict[str, object]:
+        """The ``flushes`` section of a report."""
+        total = {
+            field: sum(getattr(tally, field) for tally in self.by_call.values())
+            for field in ("issued", "needed", "redundant", "missing")
+        }
+        return {**total, "by_call": {name: attrs.asdict(self.by_call[name]) for name in sorted(self.by_call)}}

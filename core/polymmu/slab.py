@@ -1,0 +1,56 @@
+"""Slabs: identity is a slot.
+
+Kernel objects are allocated from slabs and are known by their slot, as C knows them by address. A freed slot
+is handed out again, last freed first, to the next object of its kind; only the generation tells the two lives
+apart. Algorithms compare slots, as the kernel compares pointers; only a sanitizer looks at generations. That
+is how a reused ``vm_area_struct`` can be mistaken for the one that was freed, as in 2004.
+
+One pooled Python object stands for each slot for ever; allocating resets its fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+__all__ = ["Slab", "Slotted"]
+
+
+class Slotted(Protocol):
+    """What a slab can hand out."""
+
+    slot: int
+    generation: int
+
+
+T = TypeVar("T", bound=Slotted)
+
+
+class Slab(Generic[T]):
+    """A pool of objects of one kind. ``make(slot)`` builds the object of a new slot."""
+
+    __slots__ = ("_free", "_make", "live", "name", "objects")
+
+    def __init__(self, name: str, make: Callable[[int], T]) -> None:
+        self.name = name
+        self.objects: list[T] = []
+        self.live = 0
+        self._free: list[int] = []
+        self._make = make
+
+    def alloc(self) -> T:
+        """An object whose fields still hold what its last life left; the caller sets every one of them."""
+        self.live += 1
+        if self._free:
+            return self.objects[self._free.pop()]
+        obj = self._make(len(self.objects))
+        self.objects.append(obj)
+        return obj
+
+    def free(self, obj: T) -> None:
+        """Give a slot back; its generation moves on. The object must not be used again."""
+        if self.objects[obj.slot] is not obj:
+            raise AssertionError(f"slab {self.name}: slot {obj.slot} is another object's")
+        obj.generation += 1
+        self.live -= 1
+        self._free.append(obj.slot)

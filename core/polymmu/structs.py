@@ -1,0 +1,364 @@
+"""Kernel objects: data that hooks and the mm core both name, and no algorithms.
+
+The names are Linux's. An object from a slab has a ``slot`` (its identity, as an address is in C) and a
+``generation`` (how often the slot was reused; for sanitizers only). Objects compare by identity.
+
+Every physical address here is an ``int`` in bytes; a frame is named by its number (``pfn``).
+
+First reading: ``vm_area_struct``, ``mm_struct``, ``mmu_gather``, ``Kernel``; skip the flags.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+from sortedcontainers import SortedDict
+
+from polymmu.description.model import MachineDescription
+from polymmu.events import Events
+from polymmu.hardware.cpu import Cpu
+from polymmu.hardware.entry import EntryFormat, Field
+from polymmu.hardware.layout import RadixLayout
+from polymmu.hardware.ram import Frames, Ram
+from polymmu.sched.driver import Sched
+from polymmu.sched.locks import Mutex, RwSem, Spinlock
+from polymmu.slab import Slab
+
+__all__ = [
+    "AddressLimits",
+    "EntryRun",
+    "FaultInfo",
+    "File",
+    "FreeFrames",
+    "GatherBatch",
+    "Kernel",
+    "Shape",
+    "address_space",
+    "mm_struct",
+    "mmu_gather",
+    "vm_area_struct",
+]
+
+EntryRun = NDArray[np.uint64]
+"""Values of consecutive table entries."""
+
+# vm_flags: what a mapping allows and how it behaves (Linux's names; values are ours).
+VM_READ = 1 << 0
+VM_WRITE = 1 << 1
+VM_EXEC = 1 << 2
+VM_SHARED = 1 << 3
+VM_GROWSDOWN = 1 << 4
+VM_PFNMAP = 1 << 5
+VM_HUGETLB = 1 << 6
+VM_ACCOUNT = 1 << 7
+VM_DONTEXPAND = 1 << 8
+VM_DONTCOPY = 1 << 9
+
+# page flags: the FLAGS column of ``Frames``. NONZERO belongs to the hardware (hardware.ram).
+PG_ANON = 1 << 1  # mapped by anonymous (or COWed private) ptes
+PG_LRU = 1 << 2  # on the LRU list
+PG_TABLE = 1 << 3  # a page table
+PG_DIRTY = 1 << 4
+PG_REFERENCED = 1 << 5
+PG_CACHE = 1 << 6  # in a page cache; MAPPING and INDEX say where
+PG_RESERVED = 1 << 7  # never allocated or freed (zero page, frame 0)
+PG_GATHER = 1 << 8  # a gather's batch page
+PG_ACTIVE = 1 << 9
+
+
+@attrs.frozen(kw_only=True)
+class AddressLimits:
+    """Where user addresses may be. All in bytes; ``task_size`` and ``mmap_base`` are exclusive tops.
+
+    ``holes``: ranges [start, end) below ``task_size`` that the MMU cannot translate. ``stack_top``: where a
+    program's stack ends. ``mmap_base``: mappings without a wished address are placed below it, downwards.
+    """
+
+    task_size: int
+    mm_vm_size: int
+    mmap_base: int
+    stack_top: int
+    first_user_address: int = 0
+    holes: tuple[tuple[int, int], ...] = ()
+    va_bits: int = 64
+
+
+@attrs.frozen(kw_only=True)
+class FaultInfo:
+    """A hardware fault as the mm core reads it: ``access`` fetch/load/store, ``kind`` not_present,
+    protection, reserved, non_canonical, dirty or accessed (software A/D), ``user`` who asked."""
+
+    access: str
+    kind: str
+    user: bool
+
+
+@attrs.frozen(kw_only=True)
+class Shape:
+    """The arch's answers about geometry, asked once when a machine is built."""
+
+    layout: RadixLayout
+    formats: tuple[EntryFormat, ...]
+    limits: AddressLimits
+    protections: tuple[int, ...]
+    """Entry bits of a present pte by VM_READ | VM_WRITE | VM_EXEC | VM_SHARED (Linux: protection_map)."""
+    huge_page_sizes: tuple[int, ...]
+    byte_order: str
+    registers: dict[str, int]
+
+    @functools.cached_property
+    def pte(self) -> EntryFormat:
+        """Format of the last level."""
+        return self.formats[-1]
+
+    @functools.cached_property
+    def stored(self) -> dict[int, int]:
+        """For each protection the entry bits of a page that was just stored to: writable, dirty, young."""
+        bits = {}
+        for prot in self.protections:
+            value = self.pte.write.set(prot)
+            for noted in (self.pte.dirty, self.pte.accessed):
+                value = noted.set(value) if noted is not None else value
+            bits[prot] = value
+        return bits
+
+    @functools.cached_property
+    def steps(self) -> tuple[tuple[int, int, int, int, int], ...]:
+        """Per level what a software walk needs: shift, index mask, entry bytes, table mask, empty entry."""
+        layout = self.layout
+        return tuple(
+            (
+                layout.shifts[level],
+                layout.entries_of(level) - 1,
+                layout.entry_bytes[level],
+                self.formats[level].table_mask,
+                self.formats[level].empty,
+            )
+            for level in range(layout.levels)
+        )
+
+    @functools.cached_property
+    def account_masks(self) -> NDArray[np.uint64]:
+        """What ``hardware.scans.account_ptes`` must know of the pte format and of the page flags."""
+        pte, none = self.pte, Field(0, 0)
+        dirty, young = pte.dirty or none, pte.accessed or none
+        return np.array(
+            (
+                pte.soft_present_mask,
+                pte.frame_mask,
+                pte.high_frame_mask,
+                pte.high_frame_shift,
+                self.layout.page_shift,
+                dirty.mask,
+                dirty.on,
+                young.mask,
+                young.on,
+                PG_RESERVED,
+                PG_ANON,
+                PG_DIRTY,
+                PG_REFERENCED,
+            ),
+            dtype=np.uint64,
+        )
+
+
+@attrs.define(eq=False, slots=True)
+class address_space:
+    """A file's pages and the vmas that map them (Linux: struct address_space).
+
+    ``pages``: page index -> pfn, ordered. ``i_mmap``: vmas in the order they were linked (a forked child
+    after its parent). Guard of both under several CPUs: ``i_mmap_lock`` for i_mmap, the page lock for pages.
+    """
+
+    slot: int
+    i_mmap_lock: Mutex
+    generation: int = 0
+    host: File | None = None
+    pages: SortedDict = attrs.field(factory=SortedDict)
+    i_mmap: dict[int, vm_area_struct] = attrs.field(factory=dict)
+    truncate_count: int = 0
+
+
+@attrs.define(eq=False, slots=True)
+class File:
+    """An open file with its inode in one: ``size`` in bytes, ``mapping`` its cached pages.
+
+    ``mmap``: a driver's own mmap operation; it may set up the vma or raise SyscallError. ``read_page(index)``
+    gives a page's initial bytes (None: zeroes). ``anonymous``: shared anonymous memory (shmem).
+    """
+
+    name: str
+    size: int
+    mapping: address_space
+    references: int = 1
+    anonymous: bool = False
+    mmap: Callable[[File, vm_area_struct], None] | None = None
+    read_page: Callable[[int], bytes] | None = None
+
+
+@attrs.define(eq=False, slots=True)
+class anon_vma:
+    """Ties an anonymous page to the vmas that may map it. Here: only that a vma has had anonymous pages."""
+
+    slot: int
+    generation: int = 0
+    references: int = 0
+
+
+@attrs.define(eq=False, slots=True)
+class vm_area_struct:
+    """One mapping [vm_start, vm_end) of an mm. ``vm_pgoff``: file page (or, anonymous, virtual page) of its start.
+
+    ``vm_page_prot``: entry bits of a present pte in it. Guard: the mm's mmap_lock.
+    """
+
+    slot: int
+    generation: int = 0
+    vm_mm: mm_struct = None  # type: ignore[assignment]  # set by whoever allocates it from the slab
+    vm_start: int = 0
+    vm_end: int = 0
+    vm_flags: int = 0
+    vm_page_prot: int = 0
+    vm_pgoff: int = 0
+    vm_file: File | None = None
+    anon_vma: anon_vma | None = None
+    vm_truncate_count: int = 0
+    vm_private_data: Any = None
+    vm_next: vm_area_struct | None = None
+    vm_prev: vm_area_struct | None = None
+
+
+@attrs.define(eq=False, slots=True)
+class mm_struct:
+    """One address space.
+
+    ``pgd``: physical address of the root table. ``layout``: its shape (an arch may grow it at run time).
+    ``vmas``: start address -> vma, ordered. Counters as in Linux: ``map_count`` vmas, ``total_vm`` pages
+    mapped by vmas, ``anon_rss`` / ``file_rss`` pages present, ``nr_tables[level]`` live tables below the root
+    by level. ``cpu_mask``: CPUs whose TLB may hold translations of it. ``context``: the arch's own state.
+    """
+
+    slot: int
+    kernel: Kernel[Any]
+    mmap_lock: RwSem
+    page_table_lock: Spinlock
+    generation: int = 0
+    serial: int = 0
+    pgd: int = 0
+    layout: RadixLayout = None  # type: ignore[assignment]  # set by mm_alloc
+    vmas: SortedDict = attrs.field(factory=SortedDict)
+    mmap: vm_area_struct | None = None
+    mmap_cache: vm_area_struct | None = None
+    map_count: int = 0
+    task_size: int = 0
+    mmap_base: int = 0
+    free_area_cache: int = 0
+    cached_hole_size: int = 0
+    total_vm: int = 0
+    anon_rss: int = 0
+    file_rss: int = 0
+    hiwater_rss: int = 0
+    nr_tables: list[int] = attrs.field(factory=list)
+    start_brk: int = 0
+    brk: int = 0
+    start_stack: int = 0
+    mm_users: int = 0
+    mm_count: int = 0
+    cpu_mask: int = 0
+    tlb_flush_pending: int = 0
+    exe_file: File | None = None
+    context: Any = None
+    last_cpu: int = 0
+
+
+@attrs.define(eq=False, slots=True)
+class GatherBatch:
+    """Pages queued by a gather: ``pfns[:nr]``. ``frame``: pfn of the page that holds it, -1 for the bundle."""
+
+    pfns: NDArray[np.int64]
+    frame: int
+    nr: int = 0
+
+
+@attrs.define(eq=False, slots=True)
+class mmu_gather:
+    """Pages and tables whose translations must die before they do. Lives from tlb_gather_mmu to tlb_finish_mmu.
+
+    ``start``/``end``: hull of what was cleared since the last flush (``end`` 0 with ``need_flush`` means the
+    top). ``freed_tables``: walk caches must be invalidated too. ``fast_mode``: free at once, flush later.
+    ``cleared_levels``: bit per table level at which entries were cleared. ``arch``: the arch's own state.
+    """
+
+    mm: mm_struct
+    fullmm: bool
+    batches: list[GatherBatch]
+    fast_mode: bool = False
+    need_flush: bool = False
+    freed_tables: bool = False
+    cleared_levels: int = 0
+    start: int = 0
+    end: int = 0
+    queued: int = 0
+    active: int = 0
+    """Index in ``batches`` of the one that takes pages."""
+    tables: list[tuple[int, int]] = attrs.field(factory=list)
+    """(level, physical address) of unhooked tables that wait for the flush, and for RCU where needed."""
+    vma: vm_area_struct | None = None
+    arch: Any = None
+
+
+@attrs.define(eq=False, slots=True)
+class FreeFrames:
+    """The page allocator's state: one LIFO list per CPU and a bump pointer over never-used frames.
+
+    ``stacks[cpu][:nr[cpu]]`` are free pfns, last freed on top. ``by_order``: free blocks of 2**order frames.
+    ``free``: frames nobody holds, wherever they are.
+    """
+
+    stacks: list[NDArray[np.int64]]
+    nr: list[int]
+    by_order: dict[int, list[int]]
+    bump: int
+    limit: int
+    free: int
+    pagevecs: list[list[int]]
+    """Per CPU: pages on their way to the LRU; each holds a reference."""
+    lru: NDArray[np.int64]
+    """Head, tail and length of the LRU list threaded through LRU_NEXT and LRU_PREV."""
+    zero_page: int = 0
+    fail_next: Callable[[str], bool] | None = None
+    """Fault injection: asked at each allocation (what it is for); True makes it fail."""
+
+
+Ops = TypeVar("Ops")
+
+
+@attrs.define(eq=False, slots=True)
+class Kernel(Generic[Ops]):
+    """One machine's kernel: carries everything, does nothing. ``ops`` is the arch (``hooks.ArchOps``)."""
+
+    description: MachineDescription
+    ram: Ram
+    frames: Frames
+    free: FreeFrames
+    cpus: tuple[Cpu, ...]
+    sched: Sched
+    events: Events
+    ops: Ops
+    shape: Shape
+    variants: Any = None
+    arch_state: Any = None
+    """State of the arch that belongs to the machine (ASID allocator, hash table, ...)."""
+    init_mm: mm_struct | None = None
+    mms: Slab[mm_struct] = None  # type: ignore[assignment]  # set when the kernel boots
+    vmas: Slab[vm_area_struct] = None  # type: ignore[assignment]
+    mappings: Slab[address_space] = None  # type: ignore[assignment]
+    anon_vmas: Slab[anon_vma] = None  # type: ignore[assignment]
+    serial: int = 0
+    active_mm: list[mm_struct | None] = attrs.field(factory=list)
+    """Per CPU: the mm whose tables it has loaded."""

@@ -1,0 +1,78 @@
+"""Make the pages that are made from the code: the hook reference and the machine file's schema.
+
+python docs/make.py          writes them
+python docs/make.py --check  says which ones are out of date; exit status 1 if any
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import textwrap
+from pathlib import Path
+
+from polymmu import defaults, registry
+from polymmu.cli.schema import machine_schema
+from polymmu.hooks import GROUPS, ArchOps
+
+DOCS = Path(__file__).parent
+
+HEAD = """\
+# Hook reference
+
+Made from the specs in `core/polymmu/hooks.py` by `python docs/make.py`; do not edit.
+
+An architecture plugin is a module whose functions carry `@hookimpl` (from `polymmu.arch`) and these names. It
+implements what its machine does differently; `polymmu.defaults` answers the rest. A hook may take fewer
+arguments than listed. "Run" means consecutive entries of one table: `ptep` is the physical address of the first,
+`n` their number. Levels count from the root (0). Addresses are bytes; `end == 0` as an exclusive end means the top.
+"""
+
+
+def hook_reference() -> str:
+    """docs/hooks.md."""
+    parts = [HEAD]
+    arches = [registry.arch_named(name) for name in registry.installed_arches()]
+    mine = [arch for arch in arches if arch.distribution == "polymmu"]
+    for group, names in GROUPS.items():
+        parts.append(f"\n## {group.capitalize()}\n")
+        for name in names:
+            function = getattr(ArchOps, name)
+            signature = inspect.signature(function)
+            shown = ", ".join(f"{p.name}: {p.annotation}" for p in list(signature.parameters.values())[1:])
+            doc = textwrap.dedent("    " + inspect.getdoc(function)).strip()  # type: ignore[operator]
+            own = [arch.name for arch in mine if name in arch.implementations]
+            parts.append(f"### {name}\n")
+            parts.append(f"    {name}({shown}) -> {signature.return_annotation}\n")
+            parts.append(doc + "\n")
+            default = "has a default" if hasattr(defaults, name) else "every architecture must answer"
+            parts.append(f"*{default}; implemented by: {', '.join(own) or 'none of ours'}*\n")
+    return "\n".join(parts)
+
+
+def pages() -> dict[Path, str]:
+    """Every generated page and its text."""
+    return {
+        DOCS / "hooks.md": hook_reference(),
+        DOCS / "schema" / "machine.schema.json": json.dumps(machine_schema(), indent=2) + "\n",
+    }
+
+
+def main() -> int:
+    """Write or check."""
+    stale = []
+    for path, text in pages().items():
+        if "--check" in sys.argv[1:]:
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                stale.append(str(path))
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    for path in stale:
+        print(f"{path} is out of date; run python docs/make.py", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
