@@ -18,6 +18,7 @@ from polymmu.events import Observer
 __all__ = ["Counters", "Report", "compare_dict", "compare_text", "figures"]
 
 SCHEMA = 1
+RELOCATIONS_SHOWN = 4
 
 
 class Counters(Observer):
@@ -210,13 +211,28 @@ def text_of(value: Mapping[str, Any]) -> str:
         lines.append(
             f"mm calls   {sum(calls.values()):>15,}   " + "   ".join(f"{k} {n:,}" for k, n in calls.items())
         )
-    notes = value.get("workload_notes", {})
-    if notes.get("relocated"):
+    if value.get("relocated"):
         lines.append(
-            f"relocated  {notes['relocated']:>15,}   mappings that did not fit this machine's addresses"
+            f"relocated  {len(value['relocated']):>15,}   mappings that did not fit this machine's addresses"
         )
-    if notes.get("self_mapped_pages"):
-        lines.append(f"self-mapped{notes['self_mapped_pages']:>15,}   pages touched outside every mapping")
+        lines += [
+            f"{'':29}{m['start']}-{m['end']} -> {m['target']}" for m in value["relocated"][:RELOCATIONS_SHOWN]
+        ]
+        if len(value["relocated"]) > RELOCATIONS_SHOWN:
+            lines.append(
+                f"{'':29}... and {len(value['relocated']) - RELOCATIONS_SHOWN} more (--format json has all)"
+            )
+    if value.get("self_mapped_pages"):
+        lines.append(
+            f"self-mapped{value['self_mapped_pages']:>15,}   pages touched outside every recorded mapping"
+        )
+    refused = value.get("calls", {}).get("refused")
+    if refused:
+        lines.append(
+            f"refused    {len(refused):>15,}   recorded calls; the first: {refused[0]['call']}: {refused[0]['reason']}"
+        )
+    if "finding" in value:
+        lines.append(f"finding    {value['finding']}")
     if value.get("partial"):
         lines.append("partial    interrupted: the figures cover what ran until then")
     return "\n".join(lines)
@@ -267,8 +283,8 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("flushes needed", "flushes.needed"),
     ("flushes redundant", "flushes.redundant"),
     ("flushes missing", "flushes.missing"),
-    ("relocated mappings", "workload_notes.relocated"),
-    ("self-mapped pages", "workload_notes.self_mapped_pages"),
+    ("relocated mappings", "relocated_mappings"),
+    ("self-mapped pages", "self_mapped_pages"),
 )
 
 

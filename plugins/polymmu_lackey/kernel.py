@@ -1,7 +1,9 @@
 """The compiled part: lackey's access lines, as fast as they can be read.
 
-I  0401ab70,3          a fetch: address in hex, at least 8 digits; bytes in decimal
- S 1fff000cd8,8        store; L load, M modify
+Two shapes of line, which differ in their first two letters:
+
+    I  0401ab70,3          a fetch: address in hex, at least 8 digits; bytes in decimal
+     S 1fff000cd8,8        store; L load, M modify
 """
 
 from __future__ import annotations

@@ -131,9 +131,9 @@ class LackeyParser:
         elif (banner := _BANNER.match(line)) is not None:
             self._check_pid(banner[1])
         elif line.strip() and _ACQUIRED.search(line) is None:
-            shown = line[:40].decode("ascii", "backslashreplace")
+            shown = repr(line[:40])[1:]  # binary garbage stays one printable line
             raise self._mistake(
-                f"{shown!r} is not lackey's; keep the program's own output out with valgrind --log-file=FILE"
+                f"{shown} is not lackey's; keep the program's own output out with valgrind --log-file=FILE"
             )
         acquired = _ACQUIRED.search(line)
         if acquired is not None:

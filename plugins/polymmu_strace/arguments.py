@@ -1,7 +1,9 @@
 """strace's way of printing arguments, turned back into the numbers that the program passed.
 
-3, NULL, 0x7f..., PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, AT_FDCWD, "a, \\"path\\"", {flags=...,
-...}, [1, 2], child_stack=NULL, 3</a/path>, 0644, /* 4 vars */
+What has to be told apart, one of each:
+
+    3, NULL, 0x7f00, 0644, PROT_READ|PROT_WRITE, AT_FDCWD, "a, \\"path\\"", {flags=..., ...}, [1, 2],
+    child_stack=NULL, 3</a/path>, /* 4 vars */
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ def test_addresses_above_4_gib_are_relocated_on_a_32_bit_machine_and_counted(
     _, out, _ = run("run", "x86", str(TRACE), "--format", "json", "-q", capsys=capsys)
     value = json.loads(out)
     # The recording's stack at 0x1ffefff000 is the only mapping above 3 GiB.
-    assert value["workload_notes"]["relocated"] == 1
+    assert [row["start"] for row in value["relocated"]] == ["0x1ffefff000"]
+    assert value["relocated_mappings"] == 1
 
 
 def test_lists_are_sorted_objects_with_names(capsys: pytest.CaptureFixture[str]) -> None:

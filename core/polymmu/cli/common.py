@@ -12,7 +12,13 @@ from typing import Any
 
 from polymmu.errors import UserMistake
 
-__all__ = ["add_output", "add_sets", "emit", "progress"]
+__all__ = ["add_output", "add_sets", "emit", "progress", "sets_of", "tell"]
+
+
+def tell(message: str) -> None:
+    """Messages to the user go to stderr, each line with the program's name."""
+    for line in message.splitlines() or [""]:
+        print(f"polymmu: {line}", file=sys.stderr)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

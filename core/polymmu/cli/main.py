@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 
 from polymmu.cli import compare, listings, record, run, schema, translate, validate
+from polymmu.cli.common import tell
 from polymmu.errors import PolymmuError, UserMistake
 
 __all__ = ["main"]
@@ -98,9 +99,3 @@ def unexpected(error: Exception) -> int:
     traceback.print_exception(error)
     tell("this is a fault of polymmu itself; please report it with the lines above")
     return OUR_FAULT
-
-
-def tell(message: str) -> None:
-    """Messages to the user go to stderr, each line with the program's name."""
-    for line in message.splitlines() or [""]:
-        print(f"polymmu: {line}", file=sys.stderr)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from polymmu.cli.common import tell
 from polymmu.errors import UserMistake
 
 __all__ = ["add", "record", "run"]
@@ -28,7 +29,6 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Record; the program's own output stays its own."""
-    from polymmu.cli.main import tell
 
     argv = options.program[1:] if options.program[:1] == ["--"] else options.program
     if not argv:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from polymmu.cli.common import tell
 from polymmu.errors import UserMistake
 
 __all__ = ["add", "run"]
@@ -22,7 +23,6 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check each file; goes on after a bad one."""
-    from polymmu.cli.main import tell
     from polymmu.machine import Machine
 
     bad = False

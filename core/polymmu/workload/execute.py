@@ -55,6 +55,11 @@ def execute(
             f"{machine.page_size}; take a trace of single accesses",
             place=workload.name,
         )
+    if ignore_mm_calls and workload.accesses is None:
+        raise UserMistake(
+            "holds system calls and no accesses: nothing is left to replay without its calls",
+            place=workload.name,
+        )
     executor = Executor(machine, workload, ignore_mm_calls, progress)
     try:
         executor.run()

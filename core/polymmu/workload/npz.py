@@ -62,7 +62,7 @@ def read_npz(path: Path) -> Workload:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # numpy warns of headers it had to repair
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
                 for name in archive.files:
                     where = f"{name}: "
                     if name == "meta":

@@ -56,6 +56,7 @@ class ExecutionResult:
                     for each in self.refused
                 ],
             },
+            "relocated_mappings": len(self.relocations),
             "relocated": [
                 {
                     "start": hex(each.start),
