@@ -1,4 +1,4 @@
-"""Make the pages that are made from the code: the hook reference and the machine file's schema.
+"""Make what is made from the code: hook reference, schema, tables of the machine file, README's report.
 
 python docs/make.py          writes them
 python docs/make.py --check  says which ones are out of date; exit status 1 if any
@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 import textwrap
 from pathlib import Path
 
-from polymmu import defaults, registry
+from polymmu import Machine, defaults, registry
 from polymmu.cli.schema import machine_schema
 from polymmu.hooks import GROUPS, ArchOps
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))
+
+from machine_tables import with_tables  # noqa: E402 - beside this file, which is no package
+
+REPORT = re.compile(r"(<!-- report: (\S+) (\S+) -->\n).*?(<!-- end of report -->)", re.DOTALL)
+"""Where a page shows a report: machine and trace, the report indented between the two comments."""
 
 HEAD = """\
 # Hook reference
@@ -51,9 +58,22 @@ def hook_reference() -> str:
     return "\n".join(parts)
 
 
+def with_reports(page: str) -> str:
+    """``page`` with each of its reports made anew."""
+
+    def report(match: re.Match[str]) -> str:
+        made = Machine.from_file(match[2]).run(DOCS.parent / match[3])
+        return match[1] + "\n" + textwrap.indent(str(made), "    ") + "\n\n" + match[4]
+
+    return REPORT.sub(report, page)
+
+
 def pages() -> dict[Path, str]:
     """Every generated page and its text."""
+    machine_files, readme = DOCS / "machine-files.md", DOCS.parent / "README.md"
     return {
+        machine_files: with_tables(machine_files.read_text(encoding="utf-8")),
+        readme: with_reports(readme.read_text(encoding="utf-8")),
         DOCS / "hooks.md": hook_reference(),
         DOCS / "schema" / "machine.schema.json": json.dumps(machine_schema(), indent=2) + "\n",
     }

@@ -8,6 +8,7 @@ Access lines, nearly all of the text, go through the compiled ``parse_accesses``
     SYSCALL[PID,TID](56) sys_clone ( ... )   clone(fork): ...           its result is the next line:
      --> [pre-success] Success(0x13fb)
     --PID--   SCHED[TID]:  acquired lock (...)                          may follow a call on the same line
+    SCHEDSETJMP(line 1211) tid 1, ...                                   a signal came; says nothing about memory
 
 A path in a call may hold anything, line ends included. Any other line is refused with its number: a
 program's own output mixed into the log would else pass for silence.
@@ -130,7 +131,7 @@ class LackeyParser:
             self._call(tid, number, text + line)
         elif (banner := _BANNER.match(line)) is not None:
             self._check_pid(banner[1])
-        elif line.strip() and _ACQUIRED.search(line) is None:
+        elif line.strip() and _ACQUIRED.search(line) is None and not line.startswith(b"SCHEDSETJMP("):
             shown = repr(line[:40])[1:]  # binary garbage stays one printable line
             raise self._mistake(
                 f"{shown} is not lackey's; keep the program's own output out with valgrind --log-file=FILE"

@@ -9,19 +9,9 @@ from pathlib import Path
 import pytest
 
 from polymmu.description.model import MachineDescription
-from polymmu.description.reference import with_tables
 
 PAGE = (Path(__file__).parents[2] / "docs" / "machine-files.md").read_text(encoding="utf-8")
 HEAD = "name: m\narch: toy\nmemory: 1 GiB\n"
-KEYS = {"number": "seed", "size": "memory", "`true` or `false`": "toy.tagged", "text": "summary", "list": ""}
-
-
-def test_the_tables_of_keys_are_made_from_the_classes() -> None:
-    assert with_tables(PAGE) == PAGE
-    assert set(re.findall(r"<!-- table: (\w+) -->", PAGE)) == {
-        "Costs", "KernelChoice", "MachineDescription", "TlbSpec", "WalkCacheSpec",
-    }  # fmt: skip
-    assert "| `hit_cycles` | number from 0 up to 1000000000 | `0` |" in PAGE
 
 
 def value_rows() -> list[tuple[str, list[str], list[str]]]:

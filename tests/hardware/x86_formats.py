@@ -43,7 +43,7 @@ def _error_codes() -> dict[tuple[WalkFault, Access, Privilege], int]:
 CODES = _error_codes()
 
 
-def two_level(wp: bool = True) -> RadixTranslation:
+def two_level() -> RadixTranslation:
     """32-bit paging with CR4.PSE and PSE-36 (40 physical bits)."""
     return RadixTranslation(
         layout=RadixLayout(
@@ -73,7 +73,6 @@ def two_level(wp: bool = True) -> RadixTranslation:
             ),
         ),
         fault_codes=CODES,
-        supervisor_writes_read_only=not wp,
     )
 
 

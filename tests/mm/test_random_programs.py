@@ -41,6 +41,8 @@ WINDOW = 24
 ZERO = bytes(2)
 
 pages_of_window = st.integers(FIRST, FIRST + WINDOW - 1)
+picks = st.integers(0, 1 << 16)
+"""Which of the mapped pages a call begins at, so that calls meet what is there."""
 lengths = st.integers(1, 10)
 letters = st.sampled_from("wwwrx-")
 kinds = st.sampled_from(["private", "private", "shared", "file", "shared file"])
@@ -96,6 +98,8 @@ class Programs(RuleBasedStateMachine):
         self.current = 0
         self.cpu: Cpu = self.kernel.cpus[0]
         self._run()
+        for kind, page in (("private", FIRST), ("file", FIRST + 8), ("shared file", FIRST + 16)):
+            self.mmap(kind, "w", 8, page, 0, False, 0)
 
     def _add(self, mm: mm_struct, model: dict[int, Page]) -> None:
         self.mms.append(mm)
@@ -112,6 +116,13 @@ class Programs(RuleBasedStateMachine):
     @property
     def model(self) -> dict[int, Page]:
         return self.models[self.current]
+
+    def _pick(self, pick: int) -> int:
+        """A page to begin at: a mapped one, every eighth time any of the window."""
+        mapped = sorted(self.model)
+        if not mapped or pick % 8 == 0:
+            return FIRST + pick // 8 % WINDOW
+        return mapped[pick // 8 % len(mapped)]
 
     # ------------------------------------------------------------- scheduling
     @rule(which=st.integers(0, 2), cpu=st.integers(0, 1))
@@ -172,15 +183,18 @@ class Programs(RuleBasedStateMachine):
                 new = attrs.evolve(new, own=new.bytes)
             self.model[first + n] = new
 
-    @rule(page=pages_of_window, length=lengths)
-    def munmap(self, page: int, length: int) -> None:
+    @rule(pick=picks, length=lengths)
+    def munmap(self, pick: int, length: int) -> None:
+        page = self._pick(pick)
         do_munmap(self.mm, page * PAGE, length * PAGE)
         for n in range(page, page + length):
             self.model.pop(n, None)
 
-    @rule(page=pages_of_window, length=lengths, letter=letters)
-    def mprotect(self, page: int, length: int, letter: str) -> None:
+    @rule(pick=picks, length=lengths, letter=letters)
+    def mprotect(self, pick: int, length: int, letter: str) -> None:
+        page = self._pick(pick)
         mapped = [n in self.model for n in range(page, page + length)]
+        self._store(page, b"in")  # into the TLB, so that a flush that is missing shows below
         try:
             do_mprotect(self.mm, page * PAGE, length * PAGE, RIGHTS[letter])
         except SyscallError as error:
@@ -192,9 +206,11 @@ class Programs(RuleBasedStateMachine):
             if n not in self.model:
                 break
             self.model[n] = attrs.evolve(self.model[n], rights=RIGHTS[letter])
+        self._store(page, b"by")
 
-    @rule(page=pages_of_window, length=lengths)
-    def dontneed(self, page: int, length: int) -> None:
+    @rule(pick=picks, length=lengths)
+    def dontneed(self, pick: int, length: int) -> None:
+        page = self._pick(pick)
         inside = range(page, page + length)
         try:
             do_madvise_dontneed(self.mm, page * PAGE, length * PAGE)
@@ -205,8 +221,9 @@ class Programs(RuleBasedStateMachine):
             if n in self.model:
                 self.model[n] = attrs.evolve(self.model[n], own=None)
 
-    @rule(page=pages_of_window, length=lengths, new_length=lengths, to=st.none() | pages_of_window)
-    def mremap(self, page: int, length: int, new_length: int, to: int | None) -> None:
+    @rule(pick=picks, length=lengths, new_length=lengths, to=st.none() | pages_of_window)
+    def mremap(self, pick: int, length: int, new_length: int, to: int | None) -> None:
+        page = self._pick(pick)
         vma = find_vma(self.mm, page * PAGE)
         if vma is None or vma.vm_start > page * PAGE:
             return
@@ -244,8 +261,9 @@ class Programs(RuleBasedStateMachine):
                     model[n] = attrs.evolve(page, own=None)
 
     # --------------------------------------------------------------- accesses
-    @rule(page=pages_of_window, length=lengths, byte=st.integers(1, 255))
-    def store(self, page: int, length: int, byte: int) -> None:
+    @rule(pick=picks, length=lengths, byte=st.integers(1, 255))
+    def store(self, pick: int, length: int, byte: int) -> None:
+        page = self._pick(pick)
         for n in range(page, page + length):
             self._store(n, bytes((byte, 255 - byte)))
 
@@ -261,8 +279,9 @@ class Programs(RuleBasedStateMachine):
         else:
             self.model[page] = attrs.evolve(known, own=data)
 
-    @rule(page=pages_of_window, length=lengths)
-    def load(self, page: int, length: int) -> None:
+    @rule(pick=picks, length=lengths)
+    def load(self, pick: int, length: int) -> None:
+        page = self._pick(pick)
         for n in range(page, page + length):
             self._check_page(n)
 

@@ -204,9 +204,7 @@ class FakeCpu:
         last = vaddr[rows] + (size[rows] - np.uint8(1))
         return self._run(vaddr[rows] >> shift, last >> shift, op[rows], start, stop)
 
-    def replay_runs(
-        self, vpn: Any, data: Any, write: Any, count: Any, start: int, stop: int, /
-    ) -> int:
+    def replay_runs(self, vpn: Any, data: Any, write: Any, count: Any, start: int, stop: int, /) -> int:
         rows = slice(start, stop)
         assert len(vpn) == len(data) == len(count)
         return self._run(vpn[rows], vpn[rows], write[rows] * 2, start, stop)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from polymmu.errors import UserMistake
 from polymmu.workload.model import AccessColumns, MmCall, ThreadSlice, Workload
+from polymmu_lackey.log import LackeyParser
 from tests.workload.samples import TRACES, read, trace_path
 
 FETCH = "I  0401ab70,3\n"
@@ -21,7 +24,9 @@ def parse(tmp_path: Path, text: str | bytes) -> Workload:
 
 
 def test_each_kind_of_access_has_its_op_address_and_size(tmp_path: Path) -> None:
-    accesses = parse(tmp_path, "I  0401ab70,3\n L 1fff000768,8\n S 00000000,1\n M ffffffffffffff00,255\n").accesses
+    accesses = parse(
+        tmp_path, "I  0401ab70,3\n L 1fff000768,8\n S 00000000,1\n M ffffffffffffff00,255\n"
+    ).accesses
     assert isinstance(accesses, AccessColumns)
     assert accesses.op.tolist() == [0, 1, 2, 3]
     assert accesses.vaddr.tolist() == [0x0401AB70, 0x1FFF000768, 0, 0xFFFFFFFFFFFFFF00]
@@ -64,8 +69,8 @@ def call(number: int, text: str, tid: int = 1, pid: int = 7) -> str:
 def test_the_result_of_an_async_call_belongs_to_the_thread_that_made_it(tmp_path: Path) -> None:
     text = (
         FETCH
-        + call(257, 'sys_openat ( 4294967196, 0x1(/a), 0 ) --> [async] ... \n')
-        + call(257, 'sys_openat ( 4294967196, 0x2(/b), 0 ) --> [async] ... \n', tid=2)
+        + call(257, "sys_openat ( 4294967196, 0x1(/a), 0 ) --> [async] ... \n")
+        + call(257, "sys_openat ( 4294967196, 0x2(/b), 0 ) --> [async] ... \n", tid=2)
         + FETCH
         + call(257, "... [async] --> Success(0x3) \n", tid=2)
         + call(257, "... [async] --> Failure(0x2) \n")
@@ -128,6 +133,12 @@ def test_a_thread_switch_behind_a_call_is_not_lost(tmp_path: Path) -> None:
     assert parse(tmp_path, text).threads == (ThreadSlice(0, 1), ThreadSlice(1, 2))
 
 
+def test_lines_about_signals_say_nothing_about_memory(tmp_path: Path) -> None:
+    workload = parse(tmp_path, FETCH + "SCHEDSETJMP(line 1211) tid 1, jumped=1476724588\n" + FETCH)
+    assert workload.accesses is not None
+    assert len(workload.accesses) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -155,10 +166,13 @@ def test_a_broken_log_is_refused_with_its_line(tmp_path: Path, text: str | bytes
     assert "\n" not in str(caught.value)
 
 
+def _keep_addresses(rows: list[int], op: Any, vaddr: Any, size: Any) -> None:
+    assert len(op) == len(vaddr) == len(size)
+    rows.extend(vaddr.tolist())
+
+
 def test_pieces_may_end_anywhere() -> None:
     """Fed byte by byte, the parser says the same as fed at once."""
-    from polymmu_lackey.log import LackeyParser
-
     text = (
         "==7== Lackey, an example Valgrind tool\n" + FETCH * 2
         + call(257, "sys_openat ( 4294967196, 0x9(/a\nb), 0 ) --> [async] ... \n") + FETCH
@@ -167,7 +181,7 @@ def test_pieces_may_end_anywhere() -> None:
     results = []
     for step in (1, 7, len(text)):
         rows: list[int] = []
-        parser = LackeyParser("log", lambda op, vaddr, size, rows=rows: rows.extend(vaddr.tolist()))
+        parser = LackeyParser("log", functools.partial(_keep_addresses, rows))
         for at in range(0, len(text), step):
             parser.feed(text[at : at + step])
         parser.finish()

@@ -20,9 +20,7 @@ def test_every_column_comes_out_as_it_went_in(tmp_path: Path) -> None:
     assert isinstance(workload.accesses, AccessColumns)
     assert workload.accesses.op.tolist() == [0, 1, 3]
     assert workload.accesses.vaddr.tolist() == [0x400000, 0x7000_0000_0000, 0x7000_0000_0FFC]
-    assert workload.calls == (
-        MmCall(1, 1, 1, "mmap", (0, 8192, 3, 34, -1, 0), 0x7000_0000_0000),
-    )
+    assert workload.calls == (MmCall(1, 1, 1, "mmap", (0, 8192, 3, 34, -1, 0), 0x7000_0000_0000),)
     assert workload.threads == (ThreadSlice(0, 1),)
     assert workload.initial == (InitialMapping(0x400000, 0x401000, "rx", True),)
     assert workload.meta["program"] == "by hand"
@@ -72,7 +70,10 @@ U8, U64 = np.uint8, np.uint64
     [
         ({"op": np.array([0, 1, 9], U8)}, "op[2]: 9 is no operation"),
         ({"size": np.array([1, 0, 1], U8)}, "size[1]: 0 bytes"),
-        ({"vaddr": np.array([0, 2**64 - 4, 0], U64)}, "vaddr[1]: 0xfffffffffffffffc + 8 bytes wraps past 2**64"),
+        (
+            {"vaddr": np.array([0, 2**64 - 4, 0], U64)},
+            "vaddr[1]: 0xfffffffffffffffc + 8 bytes wraps past 2**64",
+        ),
         ({"vaddr": np.array([1.5, 2, 3])}, "vaddr: has type float64, not uint64"),
         ({"vaddr": np.array([1, 2, 3], ">u8")}, "vaddr: has type >u8, not uint64"),
         ({"op": np.zeros((3, 1), U8)}, "op: has shape (3, 1), not one dimension"),
@@ -82,7 +83,10 @@ U8, U64 = np.uint8, np.uint64
         ({"thr_pos": np.array([2, 1], U64), "thr_tid": np.ones(2, np.uint16)}, "thr_pos[1]: 1 after 2"),
         ({"mm_ret": None}, "mm_ret: the column is missing beside mm_pos"),
         ({"vaddr": None}, "vaddr: the column is missing; mmtrace-npz needs op, vaddr, size"),
-        ({"vma_end": np.array([0x400800], U64)}, "vma_start[0]: [0x400000, 0x400800) is not a range of whole"),
+        (
+            {"vma_end": np.array([0x400800], U64)},
+            "vma_start[0]: [0x400000, 0x400800) is not a range of whole",
+        ),
         ({"vma_prot": np.array([9], U8)}, "vma_prot[0]: 9"),
         ({"meta": _meta(format="mmtrace-xyz")}, "meta: format 'mmtrace-xyz' is not known"),
         ({"meta": _meta(version=2)}, "meta: version 2 of mmtrace-npz is not known (known: 1)"),
@@ -91,9 +95,7 @@ U8, U64 = np.uint8, np.uint64
         ({"meta": None}, "without a 'meta' string: not a trace"),
     ],
 )
-def test_a_malformed_trace_is_refused_in_one_line(
-    tmp_path: Path, changes: dict[str, Any], told: str
-) -> None:
+def test_a_malformed_trace_is_refused_in_one_line(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
     columns = {name: column for name, column in (small_columns() | changes).items() if column is not None}
     path = save(tmp_path / "bad.npz", columns)
     with pytest.raises(UserMistake) as caught:
@@ -114,7 +116,9 @@ def test_a_malformed_trace_is_refused_in_one_line(
         ({"meta": _meta(format="mmtrace-npz-runs", page_shift="12")}, "page_shift '12' is not a number"),
     ],
 )
-def test_malformed_page_runs_are_refused_in_one_line(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_malformed_page_runs_are_refused_in_one_line(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
     with pytest.raises(UserMistake) as caught:
         read(save(tmp_path / "bad.npz", small_runs() | changes))
     assert told in str(caught.value)

@@ -75,7 +75,12 @@ def test_parquet_holds_the_same_columns(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     parquet.write_table(table.replace_schema_metadata({"mmtrace": json.dumps(extra)}), path)
     ours, npz = read(path), read(save(tmp_path / "t.npz", columns))
-    assert (ours.calls, ours.initial, ours.threads, ours.meta) == (npz.calls, npz.initial, npz.threads, npz.meta)
+    assert (ours.calls, ours.initial, ours.threads, ours.meta) == (
+        npz.calls,
+        npz.initial,
+        npz.threads,
+        npz.meta,
+    )
     assert ours.accesses.vaddr.tolist() == npz.accesses.vaddr.tolist()  # type: ignore[union-attr]
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserMistake, match="the file is damaged"):
@@ -132,7 +137,10 @@ def test_plugins_are_asked_in_order_until_one_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        (ZeroDivisionError("oops\nmore"), "plugin 'mine': hook read_workload: raised ZeroDivisionError: oops"),
+        (
+            ZeroDivisionError("oops\nmore"),
+            "plugin 'mine': hook read_workload: raised ZeroDivisionError: oops",
+        ),
         (42, "plugin 'mine': hook read_workload: returned int, not Workload or None"),
     ],
 )

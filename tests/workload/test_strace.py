@@ -29,7 +29,8 @@ def test_a_call_is_told_in_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "812 ", "[pid   812] ", "812   1795224862.344019 ", "812 12:01:59 ", "812 12:01:59.000123 "]
+    "prefix",
+    ["", "812 ", "[pid   812] ", "812   1795224862.344019 ", "812 12:01:59 ", "812 12:01:59.000123 "],
 )
 def test_every_way_to_print_pid_and_time_is_understood(tmp_path: Path, prefix: str) -> None:
     (call,) = parse(tmp_path, f"{prefix}munmap(0x1000, 4096) = 0 <0.000012>\n").calls
@@ -41,7 +42,12 @@ def test_every_way_to_print_pid_and_time_is_understood(tmp_path: Path, prefix: s
     [
         ("openat", 'AT_FDCWD, "/a, \\"b\\") = 3", O_RDONLY|O_CLOEXEC', (-100, 0, 0), '/a, \\"b\\") = 3'),
         ("mmap", "NULL, 8192, PROT_NONE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0", (0, 8192, 0, 0x22, -1, 0), ""),
-        ("mremap", "0x1000, 4096, 8192, MREMAP_MAYMOVE|MREMAP_FIXED, 0x9000", (0x1000, 4096, 8192, 3, 0x9000), ""),
+        (
+            "mremap",
+            "0x1000, 4096, 8192, MREMAP_MAYMOVE|MREMAP_FIXED, 0x9000",
+            (0x1000, 4096, 8192, 3, 0x9000),
+            "",
+        ),
         ("clone", "child_stack=NULL, flags=CLONE_VM|CLONE_VFORK|SIGCHLD", (0x4111,), ""),
         ("clone3", "{flags=CLONE_VM|CLONE_THREAD, exit_signal=0}, 88", (0x10100,), ""),
         ("fcntl", "3</dev/null>, F_DUPFD_CLOEXEC, 10", (3, 1030, 10), ""),
@@ -60,7 +66,10 @@ def test_a_child_exists_before_its_first_call(tmp_path: Path) -> None:
         "11 munmap(0x1000, 4096) = 0\n"
         "10 <... clone resumed>, child_tidptr=0x7f) = 11\n"
     )
-    assert [(c.name, c.process, c.ret) for c in parse(tmp_path, text).calls] == [("clone", 10, 11), ("munmap", 11, 0)]
+    assert [(c.name, c.process, c.ret) for c in parse(tmp_path, text).calls] == [
+        ("clone", 10, 11),
+        ("munmap", 11, 0),
+    ]
 
 
 def test_a_range_is_free_before_another_thread_gets_it(tmp_path: Path) -> None:
@@ -111,7 +120,10 @@ def test_every_process_of_make_is_found() -> None:
     [
         ("brk(NULL) = 0x5000\nhello\n", "line 2: 'hello' is not strace's"),
         ("brk(NULL) = 0x5000\nbrk(0x60", "line 2: breaks off in the middle"),
-        ("brk(NULL) = 0x5000\nmunmap(0xffffffffffffffff, 4096) = 0\n", "line 2: munmap of a range beyond 2**64"),
+        (
+            "brk(NULL) = 0x5000\nmunmap(0xffffffffffffffff, 4096) = 0\n",
+            "line 2: munmap of a range beyond 2**64",
+        ),
         ("brk(NULL) = 0x99999999999999999999\n", "line 1: an argument of brk is no 64-bit number"),
     ],
 )

@@ -243,7 +243,7 @@ class Space:
             inner, outer = page_up(low, page), high // page * page
             if inner < outer:
                 self.mm.mprotect(inner, outer - inner, prot)
-            for shared in {low // page * page, outer} if low % page or high % page else ():
+            for shared in dict.fromkeys((low // page * page, outer)) if low % page or high % page else ():
                 if shared < low or shared + page > high:
                     self.mm.mprotect(shared, page, "rwx")
 
