@@ -47,8 +47,11 @@ class SegmentationFault(PolymmuError):
     """An access the emulated kernel refuses.
 
     ``va`` is the faulting virtual address, ``access`` one of ``load``, ``store``, ``fetch``,
-    ``reason`` a short sentence ("no mapping here", "mapping is not writable", ...).
+    ``reason`` a short sentence ("no mapping here", "mapping is not writable", ...). ``index``: the access of a
+    replay that failed, counted in the arrays that were given; None outside a replay.
     """
+
+    index: int | None = None
 
     def __init__(self, va: int, access: str, reason: str) -> None:
         super().__init__(f"segmentation fault: {access} at {va:#x}: {reason}")

@@ -254,7 +254,11 @@ class CpuHandle:
         stop: int,
     ) -> int:
         """Replay accesses [start, stop) of a trace's columns. Raises SegmentationFault with ``.index``."""
-        return self.cpu.replay(op, vaddr, size, start, stop)
+        try:
+            return self.cpu.replay(op, vaddr, size, start, stop)
+        except SegmentationFault as refusal:
+            refusal.index = self.cpu.position
+            raise
 
     def replay_runs(
         self,
@@ -266,7 +270,11 @@ class CpuHandle:
         stop: int,
     ) -> int:
         """Replay page runs [start, stop). Raises SegmentationFault with ``.index``."""
-        return self.cpu.replay_runs(vpn, data, write, count, start, stop)
+        try:
+            return self.cpu.replay_runs(vpn, data, write, count, start, stop)
+        except SegmentationFault as refusal:
+            refusal.index = self.cpu.position
+            raise
 
 
 def _address(va: int) -> int:

@@ -49,11 +49,7 @@ def test_counts_equal_the_independent_simulators(trace: str) -> None:
         translation, tlbs = geometry(config)
         bench = Bench(translation, tlbs, CACHES if translation.layout.levels == 4 else {})
         bench.cpu.vectors = MapsWhatIsTouched(bench)
-        if "op" in columns:
-            bench.cpu.replay(columns["op"], columns["vaddr"], columns["size"], 0, len(columns["op"]))
-        else:
-            runs = [columns[name] for name in ("run_vpn", "run_data", "run_write", "run_count")]
-            bench.cpu.replay_runs(*runs, 0, len(runs[0]))
+        bench.cpu.replay(columns["op"], columns["vaddr"], columns["size"], 0, len(columns["op"]))
         counted = bench.cpu.counters()["tlb"]
         got = {f"{tlb}_{count}": counted[tlb][count] for tlb in tlbs for count in COUNTS}
         assert got == {key: expected[key] for key in got}, config

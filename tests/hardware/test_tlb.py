@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -52,8 +53,12 @@ def machines(draw: st.DrawFn) -> dict[str, TlbSpec]:
     return tlbs
 
 
-def mapped(bench: Bench, globals_too: bool) -> list[dict[int, Page]]:
-    """Two address spaces of 40 small, 3 middle and 2 large pages; the first small ones may be global."""
+def mapped(bench: Bench, globals_too: bool) -> tuple[list[int], list[dict[int, Page]]]:
+    """Two address spaces of 40 small, 3 middle and 2 large pages; the first small ones may be global.
+
+    Their roots, and their pages by address.
+    """
+    roots: list[int] = []
     spaces: list[dict[int, Page]] = []
     for space in (0, 1):
         root = bench.root if space == 0 else bench.new_table(0)
@@ -65,41 +70,52 @@ def mapped(bench: Bench, globals_too: bool) -> list[dict[int, Page]]:
                 dirty = n % 3 == 0
                 flags = LEAF | (LARGE if size > 4 * KIB else 0) | (DIRTY if dirty else 0)
                 if is_global and space == 1:
-                    pages[va] = spaces[0][va]
-                    place, nbytes, value = bench.entry(va, 3, bench.root)
+                    # The same frame, entered in each space's own tables, where it becomes dirty by itself.
+                    pages[va] = Page(va, size, None, dirty)
+                    value = bench.entry(va, 3, bench.root)[2]
                     bench.set(va, value, 3, root)
                     continue
                 bench.map(va, flags | (GLOBAL if is_global else 0), LEVEL_OF[size], root)
                 pages[va] = Page(va, size, None if is_global else space, dirty)
         spaces.append(pages)
-        bench.cpu.load_root(root, space)
         roots.append(root)
-    return spaces
+    return roots, spaces
 
 
-roots: list[int] = []
-
-STEPS = st.one_of(
-    st.tuples(st.just("access"), st.integers(0, 3), st.integers(0, 44), st.integers(0, 511), st.booleans()),
-    st.tuples(st.just("access"), st.integers(0, 3), st.integers(0, 9), st.just(0), st.booleans()),
-    st.tuples(st.just("switch"), st.integers(0, 1)),
-    st.tuples(st.just("flush"), st.sampled_from((0, 1, None)), st.integers(0, 44), st.integers(0, 12), st.booleans()),
-    st.tuples(st.just("flush all"), st.sampled_from((0, 1, None)), st.booleans()),
-)
+def random_steps(seed: int) -> list[tuple[Any, ...]]:
+    """300 steps: mostly accesses to a few pages at a time, sometimes a switch, now and then a flush."""
+    rng = random.Random(seed)
+    steps: list[tuple[Any, ...]] = []
+    first, width = 0, 45
+    for _ in range(300):
+        if rng.random() < 0.03:
+            width = rng.choice((4, 8, 16, 45))
+            first = rng.randrange(46 - width)
+        what = rng.choices(("access", "switch", "flush", "flush all"), (90, 4, 4, 1))[0]
+        if what == "access":
+            page = first + rng.randrange(width)
+            steps.append((what, rng.randrange(4), page, rng.randrange(512), rng.random() < 0.2))
+        elif what == "switch":
+            steps.append((what, rng.randrange(2)))
+        elif what == "flush":
+            space, with_global = rng.choice((0, 1, None)), rng.random() < 0.5
+            steps.append((what, space, rng.randrange(45), rng.randrange(13), with_global))
+        else:
+            steps.append((what, rng.choice((0, 1, None)), rng.random() < 0.5))
+    return steps
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(machines(), st.lists(STEPS, max_size=120), st.booleans(), st.integers(0, 5))
+@given(machines(), st.integers(0, 1 << 32), st.booleans(), st.integers(0, 5))
 def test_every_count_equals_the_models(
-    tlbs: dict[str, TlbSpec], steps: list[tuple[Any, ...]], globals_too: bool, seed: int
+    tlbs: dict[str, TlbSpec], program: int, globals_too: bool, seed: int
 ) -> None:
-    roots.clear()
     bench = Bench(four_level(), tlbs, seed=seed)
-    spaces = mapped(bench, globals_too and all(len(spec.page_sizes) == 1 for spec in tlbs.values()))
+    roots, spaces = mapped(bench, globals_too and all(len(spec.page_sizes) == 1 for spec in tlbs.values()))
     model = ModelCpu(tlbs, seed)
-    model.space = 1
+    bench.cpu.load_root(roots[0], 0, space=0)
     order = sorted(spaces[0])
-    for what, *step in steps:
+    for what, *step in random_steps(program):
         if what == "switch":
             bench.cpu.load_root(roots[step[0]], step[0], space=step[0])
             model.space = step[0]
@@ -190,7 +206,9 @@ def test_entries_of_another_asid_do_not_hit_and_global_ones_do() -> None:
 
 
 def test_a_tlb_of_pages_smaller_than_the_mmus_is_refused_in_one_line() -> None:
-    with pytest.raises(UserMistake, match="^tlbs.L1: pages of 1024 bytes, but this MMU's smallest have 4096$"):
+    with pytest.raises(
+        UserMistake, match=r"^tlbs.L1: pages of 1024 bytes, but this MMU's smallest have 4096$"
+    ):
         Bench(four_level(), {"L1": lru(4, 4, (1024,))})
 
 

@@ -122,7 +122,9 @@ def question(rng: random.Random, mode: str, entries: dict[int, int]) -> int:
             for place in entries
             if table <= place < table + (size << layout.index_bits[level]) and (level or place - table)
         ]
-        index = rng.choice(filled) if filled and rng.random() < 0.95 else rng.randrange(layout.entries_of(level))
+        index = (
+            rng.choice(filled) if filled and rng.random() < 0.95 else rng.randrange(layout.entries_of(level))
+        )
         va |= index << layout.shift_of(level)
         table = entries.get(table + index * size, 0) & 0xFFFFF000
     if mode == "4-level" and va >> 47:

@@ -43,7 +43,7 @@ class Way(list[Entry | None]):
     def __init__(self, ways: int) -> None:
         super().__init__([None] * ways)
         self.recent: list[int] = []
-        self.towards_right = {node: False for node in range(1, ways)}
+        self.towards_right = dict.fromkeys(range(1, ways), False)
 
     def use(self, way: int) -> None:
         """Way ``way`` is the most recently used one now."""

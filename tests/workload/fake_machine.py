@@ -194,7 +194,7 @@ class FakeCpu:
                 fault = SegmentationFault(
                     number * page, "load", "not writable" if mapped else "no mapping here"
                 )
-                fault.index = start + end  # type: ignore[attr-defined]
+                fault.index = start + end
                 raise fault
         raise AssertionError
 

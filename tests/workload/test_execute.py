@@ -280,6 +280,21 @@ def test_a_forked_child_lives_until_its_parent_has_waited() -> None:
     assert [mm.dead for mm in machine.mms] == [False, True]
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        call("wait4", -1, ret=77, pos=1),
+        call("wait4", -1, ret=-10, pos=1),  # ECHILD: an earlier wait was interrupted after it had reaped
+        call("exit_group", 0, ret=None, pos=1),
+    ],
+)
+def test_an_untraced_child_ends_when_its_parent_knows_or_ends(end: MmCall) -> None:
+    machine = FakeMachine()
+    run(machine, [mmap(0x10000, 4096), call("fork", ret=77), end], accesses((1, 0x10000)))
+    assert machine.mms[1].dead
+    assert machine.mms[0].dead == (end.name == "exit_group")
+
+
 def test_a_vforked_child_shares_until_it_execs() -> None:
     machine = FakeMachine()
     calls = [

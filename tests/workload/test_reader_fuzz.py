@@ -15,7 +15,7 @@ from polymmu.workload.model import Workload
 from tests.workload.samples import TRACES, read, save, small_columns, small_runs
 
 bounded = settings(
-    max_examples=150,
+    max_examples=100,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -10,26 +10,29 @@ counts only its walk.
 
 from __future__ import annotations
 
-from polymmu.hardware.compile import call_miss, kernel, step
+from polymmu.hardware.compile import Words, call_miss, kernel, step
 from polymmu.hardware.state import (
     ADDRESS_BITS,
     ASID,
     BASE_SHIFT,
     CODES,
-    DESCRIPTOR,
-    DESCRIPTORS,
-    DIRTY,
-    DONE,
     D_COUNTS,
     D_HITS,
     D_HOLDS,
     D_WEIGHT,
+    DESCRIPTOR,
+    DESCRIPTORS,
+    DIRTY,
+    DONE,
     E_INFO,
     E_ORDINAL,
     E_OWNER,
     E_SHIFT,
     E_SPACE,
     E_WEIGHT,
+    F_HITS,
+    F_PAGE,
+    F_RECORD,
     FAULT,
     FAULT_ACCESS,
     FAULT_CODE,
@@ -43,9 +46,6 @@ from polymmu.hardware.state import (
     FRONT_BITS,
     FRONT_MASK,
     FRONT_ROW,
-    F_HITS,
-    F_PAGE,
-    F_RECORD,
     GLOBAL,
     GROW,
     HIT_BITS,
@@ -66,8 +66,8 @@ from polymmu.hardware.state import (
     PENDING_TAIL,
     PLACE_MASK,
     PRIVILEGE,
-    PROBES,
     PROBE_ROWS,
+    PROBES,
     REAL_SHIFT,
     RESUME,
     SEEN_ROOM,
@@ -86,7 +86,7 @@ GROWTH_PER_ACCESS = 64  # slots of the touched-page table that one access may ta
 
 
 @kernel
-def refuse(state, va, access, kind):
+def refuse(state: Words, va: int, access: int, kind: int) -> int:
     """Leave a fault for software, and drop what is cached for the page where hardware does so."""
     state[STATUS] = FAULT
     state[FAULT_VA] = va
@@ -99,7 +99,7 @@ def refuse(state, va, access, kind):
 
 
 @step
-def lookup(state, access, va):
+def lookup(state: Words, access: int, va: int) -> tuple[int, int]:
     """Where the TLBs know ``va``: (record, level), not noting the use; record 0: nowhere."""
     base = state[BASE_SHIFT]
     vpn = page_number(va, base)
@@ -118,7 +118,7 @@ def lookup(state, access, va):
 
 
 @kernel
-def repeat_first_fault(state, ram, va, access):
+def repeat_first_fault(state: Words, ram: Words, va: int, access: int) -> None:
     """Account the fault of a page that was mapped ahead, as if its first touch had just faulted."""
     head = state[PENDING_HEAD]
     if head >= state[PENDING_TAIL] or state[PENDING + 2 * head] != page_number(va, state[BASE_SHIFT]):
@@ -134,7 +134,7 @@ def repeat_first_fault(state, ram, va, access):
 
 
 @kernel
-def mark_dirty(state, va, space):
+def mark_dirty(state: Words, va: int, space: int) -> None:
     """A store set the page's dirty bit: note it in every TLB that serves stores."""
     base = state[BASE_SHIFT]
     for n in range(state[NR_TLBS]):
@@ -149,7 +149,7 @@ def mark_dirty(state, va, space):
 
 
 @step
-def access_page(state, seen, ram, access, va, stamp):
+def access_page(state: Words, seen: Words, ram: Words, access: int, va: int, stamp: int) -> int:
     """One access to one page, by the rules. Returns DONE with ``state[PA]`` set, or FAULT."""
     need = state[NEED + access]
     record, level = lookup(state, access, va)
@@ -196,7 +196,7 @@ def access_page(state, seen, ram, access, va, stamp):
 
 
 @step
-def load_translation(state, seen, access, va, stamp):
+def load_translation(state: Words, seen: Words, access: int, va: int, stamp: int) -> int:
     """Fill a TLB of every level with what the miss routine found."""
     frame = state[OUT_FRAME]
     shift = state[OUT_SHIFT]
@@ -209,7 +209,19 @@ def load_translation(state, seen, access, va, stamp):
 
 
 @step
-def refill(state, seen, access, va, levels, frame, shift, ordinal, flags, space, stamp):
+def refill(
+    state: Words,
+    seen: Words,
+    access: int,
+    va: int,
+    levels: int,
+    frame: int,
+    shift: int,
+    ordinal: int,
+    flags: int,
+    space: int,
+    stamp: int,
+) -> None:
     """Fill the TLBs of all levels above ``levels``, and guess the first level's entry next time."""
     for level in range(levels - 1, -1, -1):
         record = fill_level(state, seen, access, level, va, frame, shift, ordinal, flags, space, stamp)
@@ -218,7 +230,7 @@ def refill(state, seen, access, va, levels, frame, shift, ordinal, flags, space,
 
 
 @step
-def guess(state, access, va, record):
+def guess(state: Words, access: int, va: int, record: int) -> None:
     """Let this kind of access use ``record`` for this base page without asking, while it has the right."""
     missing = ~state[record + E_INFO] & state[NEED + access]
     if missing == 0:
@@ -228,7 +240,7 @@ def guess(state, access, va, record):
 
 
 @step
-def remember(state, op, va, record, hits):
+def remember(state: Words, op: int, va: int, record: int, hits: int) -> None:
     """Write one row of shortcuts."""
     page = va >> state[BASE_SHIFT]
     row = (FRONT + (op << FRONT_BITS | (page & FRONT_MASK)) * FRONT_ROW) & PLACE_MASK
@@ -238,7 +250,9 @@ def remember(state, op, va, record, hits):
 
 
 @step
-def access_parts(state, seen, ram, op, va, size, part, stamp):
+def access_parts(
+    state: Words, seen: Words, ram: Words, op: int, va: int, size: int, part: int, stamp: int
+) -> int:
     """One access from its part ``part`` on: each page it touches, for a modify first loads, then stores."""
     base = state[BASE_SHIFT]
     pages = 1
@@ -265,12 +279,10 @@ def access_parts(state, seen, ram, op, va, size, part, stamp):
 
 
 @step
-def unpack_hits(state, packed):
+def unpack_hits(state: Words, packed: int) -> None:
     """Add a packed hit counter to the first-level TLBs' counts."""
     bits = state[HIT_BITS]
     for n in range(state[NR_TLBS]):
         cache = DESCRIPTORS + n * DESCRIPTOR
         if state[cache + D_WEIGHT]:
             state[cache + D_HITS] += packed // state[cache + D_WEIGHT] & ((1 << bits) - 1)
-
-

@@ -9,7 +9,7 @@ so the search stops at the first access that could fault in any other way.
 from __future__ import annotations
 
 from polymmu.hardware.access_kernels import lookup
-from polymmu.hardware.compile import call_miss, kernel, step
+from polymmu.hardware.compile import Words, call_miss, kernel, step
 from polymmu.hardware.state import (
     BASE_SHIFT,
     DIRTY,
@@ -23,10 +23,10 @@ from polymmu.hardware.state import (
     NR_ROOT_ENTRIES,
     PEEK,
     PENDING,
+    R_SHIFT,
     RESUME,
     ROW,
     ROWS,
-    R_SHIFT,
     WALK_ROOT,
 )
 from polymmu.hardware.tlb_kernels import page_number
@@ -37,7 +37,7 @@ PATIENCE = 64  # accesses looked at per page found, so that sparse first touches
 
 
 @step
-def known_ahead(state, found, vpn):
+def known_ahead(state: Words, found: int, vpn: int) -> bool:
     """Whether ``vpn`` is the page that just faulted or one of the ``found`` ones; the latest is likeliest."""
     for n in range(found - 1, -1, -1):
         if state[PENDING + 2 * n] == vpn:
@@ -46,7 +46,7 @@ def known_ahead(state, found, vpn):
 
 
 @step
-def level_of_fault(state, found, va, level):
+def level_of_fault(state: Words, found: int, va: int, level: int) -> int:
     """The level at which ``va`` will be found absent once the earlier pages are mapped.
 
     ``level`` is where it is absent now; a table that an earlier page brings moves that down.
@@ -60,7 +60,18 @@ def level_of_fault(state, found, va, level):
 
 
 @kernel
-def look_ahead(ops, addresses, sizes, start, stop, state, ram, low, high, limit):
+def look_ahead(
+    ops: Words,
+    addresses: Words,
+    sizes: Words,
+    start: int,
+    stop: int,
+    state: Words,
+    ram: Words,
+    low: int,
+    high: int,
+    limit: int,
+) -> int:
     """Write the next first touches in [low, high) to ``state[PENDING]``; return how many.
 
     ``start`` is the access that faulted, at its part ``state[RESUME]``. Reads tables and TLBs, changes

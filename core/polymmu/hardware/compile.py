@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import numba
 from llvmlite import ir
@@ -28,10 +28,30 @@ from numba.core.dispatcher import Dispatcher
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-__all__ = ["MISS_SIGNATURE", "address_of", "call_miss", "kernel", "step", "words_at"]
+F = TypeVar("F", bound=Callable[..., Any])
+
+__all__ = ["MISS_SIGNATURE", "Words", "address_of", "call_miss", "kernel", "step", "words_at"]
+
+
+class Words(Protocol):
+    """An array of 64-bit words, as the source of a kernel sees it."""
+
+    @property
+    def size(self) -> int:
+        """Number of words."""
+        ...
+
+    def __getitem__(self, place: Any, /) -> int:
+        """The word at ``place``."""
+        ...
+
+    def __setitem__(self, place: Any, value: int, /) -> None:
+        """Change the word at ``place``."""
+        ...
+
 
 WORDS = types.int64[::1]
-POINTER = types.CPointer(types.int64)
+POINTER: Any = types.CPointer(types.int64)  # type: ignore[no-untyped-call]
 MISS_SIGNATURE = types.int64(POINTER, POINTER, types.int64, types.int64, types.int64)
 """``fault = miss(state, ram, va, access, mode)``; ``walk_kernels`` says what it must do."""
 
@@ -51,7 +71,9 @@ class _Announcer(numba_event.Listener):
 
 
 _ours: set[Any] = set()
-numba_event.register("numba:compile", _Announcer())
+numba_event.register(  # type: ignore[no-untyped-call]
+    "numba:compile", _Announcer()
+)
 
 
 def _ingredients(function: Any, found: dict[str, tuple[float, ...]]) -> None:
@@ -75,12 +97,13 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck":
 """Division and indexing follow machine arithmetic; no reference counts, so a kernel cannot make arrays."""
 
 
-def kernel(function: Callable[..., Any]) -> Any:
+def kernel(function: F) -> F:
     """Compile ``function`` with the project's options at its first call, and keep the result on disk.
 
     Returns a numba dispatcher. Where no cache directory can be written, the kernel compiles in every
     process.
     """
+    compiled: Any
     try:
         compiled = numba.njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # "cannot cache function": neither the package nor the user's directory is writable
@@ -91,15 +114,15 @@ def kernel(function: Callable[..., Any]) -> Any:
         found: dict[str, tuple[float, ...]] = {}
         _ingredients(function, found)
         cache_file._source_stamp = (cache_file._source_stamp, sorted(found.items()))
-    return compiled
+    return cast(F, compiled)
 
 
-def step(function: Callable[..., Any]) -> Any:
+def step(function: F) -> F:
     """Compile ``function`` as a part of the kernels that call it: always inlined, never called alone.
 
     A call between compiled functions passes each array as seven words, which is slower than most steps.
     """
-    return numba.njit(forceinline=True, **OPTIONS)(function)
+    return cast(F, numba.njit(forceinline=True, **OPTIONS)(function))
 
 
 def address_of(routine: Any) -> int:
@@ -109,8 +132,9 @@ def address_of(routine: Any) -> int:
     return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def call_miss(typing_context: Any, address: Any, state: Any, ram: Any, va: Any, access: Any, mode: Any) -> Any:
+def _call_miss(
+    typing_context: Any, address: Any, state: Any, ram: Any, va: Any, access: Any, mode: Any
+) -> Any:
     """Call the miss routine at ``address``. The arrays go as pointers to their first word.
 
     Whole arrays would go through the stack, seven words each, written in pieces and read at once: that
@@ -127,15 +151,20 @@ def call_miss(typing_context: Any, address: Any, state: Any, ram: Any, va: Any, 
     return types.int64(types.int64, WORDS, WORDS, types.int64, types.int64, types.int64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def words_at(typing_context: Any, pointer: Any) -> Any:
+def _words_at(typing_context: Any, pointer: Any) -> Any:
     """The words from a pointer on, as an array whose length nobody knows or checks."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         size = ir.Constant(ir.IntType(64), 8)
         length = ir.Constant(ir.IntType(64), 1 << 60)
         array = context.make_array(WORDS)(context, builder)
-        populate_array(array, args[0], [length], [size], size, None)
+        populate_array(  # type: ignore[no-untyped-call]
+            array, args[0], [length], [size], size, None
+        )
         return array._getvalue()
 
     return WORDS(POINTER), generate
+
+
+call_miss = cast("Callable[[int, Words, Words, int, int, int], int]", intrinsic(_call_miss))
+words_at = cast("Callable[[Any], Words]", intrinsic(_words_at))

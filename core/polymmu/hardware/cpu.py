@@ -52,6 +52,7 @@ class Vectors(Protocol):
         order. A handler may map all of them now; it then needs no further fault, and every count is as if
         each had faulted. The array is valid until the next call.
         """
+        ...
 
 
 class Watcher(Protocol):
@@ -59,9 +60,11 @@ class Watcher(Protocol):
 
     def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
         """Called with the arguments of ``Cpu.invalidate`` before anything is dropped."""
+        ...
 
     def after_invalidate(self, cpu: Cpu, dropped: int) -> None:
         """Called with its result."""
+        ...
 
 
 class _NoVectors:
@@ -418,5 +421,5 @@ class Cpu:
 
 def _column(values: npt.NDArray[Any], kind: type) -> npt.NDArray[Any]:
     """A column as the kernels want it; copies only what has another type, gaps, or is read-only."""
-    column = np.ascontiguousarray(values, dtype=kind)
+    column: npt.NDArray[Any] = np.ascontiguousarray(values, dtype=kind)
     return column if column.flags.writeable else column.copy()

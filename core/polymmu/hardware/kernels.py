@@ -15,31 +15,35 @@ from __future__ import annotations
 import numpy as np
 
 from polymmu.hardware.access_kernels import GROWTH_PER_ACCESS, access_page, access_parts
-from polymmu.hardware.compile import kernel, step
+from polymmu.hardware.compile import Words, kernel, step
 from polymmu.hardware.state import (
     ACCESSES,
+    ADDRESS_BITS,
     BASE_SHIFT,
     CLOCK,
+    D_HIT_SHIFT,
+    D_HITS,
+    D_WEIGHT,
     DESCRIPTOR,
     DESCRIPTORS,
     DONE,
-    D_HITS,
-    D_HIT_SHIFT,
-    D_WEIGHT,
+    E_INFO,
     E_OWNER,
+    E_SHIFT,
     E_STAMP,
-    FRONT,
-    FRONT_BITS,
-    FRONT_MASK,
-    FRONT_ROW,
     F_COUNT,
     F_HITS,
     F_PAGE,
     F_RECORD,
+    FRONT,
+    FRONT_BITS,
+    FRONT_MASK,
+    FRONT_ROW,
     GROW,
     HAS_PLRU,
     HIT_BITS,
     NR_TLBS,
+    PA,
     PLACE_MASK,
     RESUME,
     SEEN_ROOM,
@@ -48,10 +52,8 @@ from polymmu.hardware.state import (
 from polymmu.hardware.tlb_kernels import touch
 
 
-
-
 @step
-def unpack_hits(state, packed):
+def unpack_hits(state: Words, packed: int) -> None:
     """Add a packed hit counter to the first-level TLBs' counts."""
     mask = (1 << state[HIT_BITS]) - 1
     for n in range(state[NR_TLBS]):
@@ -61,7 +63,7 @@ def unpack_hits(state, packed):
 
 
 @step
-def count_accesses(state, counted):
+def count_accesses(state: Words, counted: int) -> None:
     """Add a packed counter, 16 bits per op, to the counts of accesses."""
     modified = counted >> 48 & 0xFFFF
     state[ACCESSES] += counted & 0xFFFF
@@ -70,7 +72,9 @@ def count_accesses(state, counted):
 
 
 @kernel
-def replay(ops, addresses, sizes, start, stop, state, seen, ram):
+def replay(
+    ops: Words, addresses: Words, sizes: Words, start: int, stop: int, state: Words, seen: Words, ram: Words
+) -> int:
     """Do the accesses [start, stop); return the index of the first one not done.
 
     ``ops``: uint8 as in the trace format; ``addresses``: int64; ``sizes``: uint8 bytes. On a fault the
@@ -112,11 +116,30 @@ def replay(ops, addresses, sizes, start, stop, state, seen, ram):
         unpack_hits(state, packed)
         count_accesses(state, counted)
     state[CLOCK] = clock + 4 * i + 4
+    if i > start and state[STATUS] == DONE:
+        # The hot loop does not say where an access went; the last one of a batch is the one somebody asks for.
+        va = addresses[i - 1]
+        page = va >> base
+        row = (FRONT + ((ops[i - 1] & 3) << FRONT_BITS | (page & FRONT_MASK)) * FRONT_ROW) & PLACE_MASK
+        if state[row + F_PAGE] == page:
+            record = state[row + F_RECORD] & PLACE_MASK
+            inside = (1 << (state[record + E_SHIFT] + base)) - 1
+            state[PA] = (state[record + E_INFO] & ADDRESS_BITS) + (va & inside)
     return i
 
 
 @kernel
-def replay_runs(pages, data, writes, counts, start, stop, state, seen, ram):
+def replay_runs(
+    pages: Words,
+    data: Words,
+    writes: Words,
+    counts: Words,
+    start: int,
+    stop: int,
+    state: Words,
+    seen: Words,
+    ram: Words,
+) -> int:
     """Do the page runs [start, stop); return the index of the first one not done.
 
     ``pages``: int64 base-page numbers; ``data``, ``writes``: uint8; ``counts``: int64 touches. A run that

@@ -10,6 +10,7 @@ take the table, Python takes the memoryview of one property (``frames.refcount[p
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import sys
@@ -62,10 +63,8 @@ def sparse(nbytes: int, what: str) -> mmap.mmap:
         ) from error
     # One touched byte must cost 4 KiB, not 2 MiB.
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        try:
+        with contextlib.suppress(OSError):  # a host kernel without transparent huge pages
             mapping.madvise(mmap.MADV_NOHUGEPAGE)
-        except OSError:
-            pass  # a host kernel without transparent huge pages
     return mapping
 
 
@@ -147,7 +146,7 @@ class Frames:
         self.table: npt.NDArray[np.int64] = np.frombuffer(self._mapping, dtype=np.int64).reshape(
             COLUMNS, count
         )
-        rows = [memoryview(self.table[n]) for n in range(COLUMNS)]  # type: ignore[arg-type]
+        rows = [memoryview(self.table[n]) for n in range(COLUMNS)]
         self.refcount: memoryview[int] = rows[REFCOUNT]
         self.mapcount: memoryview[int] = rows[MAPCOUNT]
         self.flags: memoryview[int] = rows[FLAGS]

@@ -6,18 +6,18 @@ process; the ranges and tags to match are the same for both.
 
 from __future__ import annotations
 
-from polymmu.hardware.compile import call_miss, kernel, step
+from polymmu.hardware.compile import Words, call_miss, kernel, step
 from polymmu.hardware.state import (
     ADDRESS_BITS,
     BASE_SHIFT,
-    DESCRIPTOR,
-    DESCRIPTORS,
     D_COUNTS,
     D_FLUSHED,
     D_LEVEL,
     D_RECORDS,
     D_SETS,
     D_WAYS,
+    DESCRIPTOR,
+    DESCRIPTORS,
     E_INFO,
     E_ORDINAL,
     E_PAGE,
@@ -39,17 +39,16 @@ from polymmu.hardware.state import (
     RECORD,
     RIGHTS,
     SIZES,
-    VA_BITS,
 )
-from polymmu.hardware.tlb_kernels import find, forget, page_number, tlbs_end, walk_cache_shift
+from polymmu.hardware.tlb_kernels import find, forget, is_usable, page_number, tlbs_end, walk_cache_shift
 
-EVERYWHERE = -1  # as `space`: every address space
+EVERYWHERE = GLOBAL  # as `space`: every address space
 NONE_OF_THEM, OF_SPACE, ON_PATH, ALL_OF_THEM = 0, 1, 2, 3  # which paging-structure entries to drop
 FEW_PAGES = 8  # up to so many, looking each one up is cheaper than looking at every entry
 
 
 @step
-def overlaps(start, last, low, shift):
+def overlaps(start: int, last: int, low: int, shift: int) -> bool:
     """Whether [low, low + 2**shift) and [start, last] have an address in common, as unsigned numbers."""
     flip = -0x8000000000000000
     high = low + ((1 << shift) - 1)
@@ -57,7 +56,7 @@ def overlaps(start, last, low, shift):
 
 
 @kernel
-def drop_tlb(state, cache, space, with_global, start, last):
+def drop_tlb(state: Words, cache: int, space: int, with_global: int, start: int, last: int) -> int:
     """Drop the entries of one TLB for ``space`` whose page, in its real size, meets [start, last]."""
     base = state[BASE_SHIFT]
     dropped = 0
@@ -66,7 +65,8 @@ def drop_tlb(state, cache, space, with_global, start, last):
         page = state[record + E_PAGE]
         if page >= 0:
             tag = state[record + E_SPACE]
-            if with_global if tag == GLOBAL else (space == EVERYWHERE or tag == space):
+            is_mine = with_global > 0 if tag == GLOBAL else is_usable(space, tag)
+            if is_mine:
                 real = state[SIZES + ((state[record + E_INFO] & FLAG_BITS) >> REAL_SHIFT)]
                 low = (page << (state[record + E_SHIFT] + base)) >> real << real
                 if overlaps(start, last, low, real):
@@ -78,7 +78,7 @@ def drop_tlb(state, cache, space, with_global, start, last):
 
 
 @kernel
-def drop_few(state, cache, space, with_global, start, last):
+def drop_few(state: Words, cache: int, space: int, with_global: int, start: int, last: int) -> int:
     """``drop_tlb`` by looking up each page: same result where no entry is a fragment of a larger page."""
     base = state[BASE_SHIFT]
     dropped = 0
@@ -101,7 +101,7 @@ def drop_few(state, cache, space, with_global, start, last):
 
 
 @kernel
-def drop_walk_cache(state, cache, space, which, start, last):
+def drop_walk_cache(state: Words, cache: int, space: int, which: int, start: int, last: int) -> int:
     """Drop entries of one paging-structure cache."""
     shift = walk_cache_shift(state, cache)
     dropped = 0
@@ -118,11 +118,10 @@ def drop_walk_cache(state, cache, space, which, start, last):
 
 
 @kernel
-def is_stale(state, ram, record):
+def is_stale(state: Words, ram: Words, record: int) -> bool:
     """Whether a TLB entry says more than, or something else than, the tables do."""
     shift = state[record + E_SHIFT] + state[BASE_SHIFT]
     va = state[record + E_PAGE] << shift
-    bits = state[VA_BITS]
     info = state[record + E_INFO]
     if call_miss(state[MISS_ADDRESS], state, ram, va, -1, PEEK):
         return True
@@ -132,7 +131,7 @@ def is_stale(state, ram, record):
 
 
 @kernel
-def is_stale_path(state, ram, cache, record):
+def is_stale_path(state: Words, ram: Words, cache: int, record: int) -> bool:
     """Whether a paging-structure entry leads elsewhere, or grants more, than the tables do."""
     level = state[cache + D_LEVEL]
     va = state[record + E_PAGE] << walk_cache_shift(state, cache)
@@ -145,7 +144,16 @@ def is_stale_path(state, ram, cache, record):
 
 
 @kernel
-def sweep(state, ram, counts_stale, space, with_global, which, start, last):
+def sweep(
+    state: Words,
+    ram: Words,
+    counts_stale: bool,
+    space: int,
+    with_global: int,
+    which: int,
+    start: int,
+    last: int,
+) -> int:
     """Drop, or count what is stale among, the entries of ``space`` for [start, last] (inclusive).
 
     Dropping: TLB entries unless ``with_global`` is negative; global ones only where it is 1; entries of
@@ -167,7 +175,7 @@ def sweep(state, ram, counts_stale, space, with_global, which, start, last):
             for _ in range(state[cache + D_SETS] * state[cache + D_WAYS]):
                 page = state[record + E_PAGE]
                 tag = state[record + E_SPACE]
-                if page >= 0 and (tag == space or tag == GLOBAL):
+                if page >= 0 and is_usable(tag, space):
                     shift = state[record + E_SHIFT] + state[BASE_SHIFT]
                     if overlaps(start, last, page << shift, shift):
                         if cache < end:

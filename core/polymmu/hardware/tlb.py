@@ -1,8 +1,9 @@
 """From a machine file's TLBs and paging-structure caches to a CPU's flat state.
 
 The description has checked the geometry; what depends on the MMU is checked here, once, so that the kernels
-need not ask. A miss fills, at each level, the TLB that holds the largest page size not larger than the page's; so a TLB of
-4 KiB entries serves a 2 MiB page in fragments, and dropping any address of the page drops them all.
+need not ask. A miss fills, at each level, the TLB that holds the largest page size not larger than the
+page's; so a TLB of 4 KiB entries serves a 2 MiB page in fragments, and dropping any address of the page
+drops them all.
 
 First reading: ``build`` from top to bottom; ``grow`` only keeps the table of touched pages roomy.
 """

@@ -8,11 +8,9 @@ First reading: ``find`` and ``fill_level`` are enough; the rest is bookkeeping o
 
 from __future__ import annotations
 
-from polymmu.hardware.compile import kernel, step
+from polymmu.hardware.compile import Words, kernel, step
 from polymmu.hardware.state import (
     BASE_SHIFT,
-    DESCRIPTOR,
-    DESCRIPTORS,
     D_COMPULSORY,
     D_COUNTS,
     D_EVICTIONS,
@@ -26,6 +24,8 @@ from polymmu.hardware.state import (
     D_SETS,
     D_TREES,
     D_WAYS,
+    DESCRIPTOR,
+    DESCRIPTORS,
     E_INFO,
     E_ORDINAL,
     E_PAGE,
@@ -33,6 +33,8 @@ from polymmu.hardware.state import (
     E_SPACE,
     E_STAMP,
     E_WEIGHT,
+    F_PAGE,
+    F_RECORD,
     FILLS,
     FLAG_BITS,
     FRAGMENTS,
@@ -40,8 +42,6 @@ from polymmu.hardware.state import (
     FRONT_BITS,
     FRONT_MASK,
     FRONT_ROW,
-    F_PAGE,
-    F_RECORD,
     GLOBAL,
     HASH_PAGE,
     HASH_SPACE,
@@ -53,12 +53,12 @@ from polymmu.hardware.state import (
     PLACE_MASK,
     PLRU,
     PROBES,
+    R_SHIFT,
     RANDOM,
     REAL_SHIFT,
     RECORD,
     ROW,
     ROWS,
-    R_SHIFT,
     SEEN_BITS,
     SEEN_KEY,
     SEEN_ROOM,
@@ -70,13 +70,13 @@ from polymmu.hardware.state import (
 
 
 @step
-def page_number(va, shift):
+def page_number(va: int, shift: int) -> int:
     """``va >> shift`` as for an unsigned address."""
     return (va >> shift) & ((1 << (64 - shift)) - 1)
 
 
 @step
-def first_record(state, cache, page):
+def first_record(state: Words, cache: int, page: int) -> int:
     """The first record of the set that ``page`` belongs to: page number mod sets."""
     mask = state[cache + D_MASK]
     index = page & mask if mask >= 0 else page % state[cache + D_SETS]
@@ -84,20 +84,26 @@ def first_record(state, cache, page):
 
 
 @step
-def find(state, cache, page, shift, space):
+def is_usable(tag: int, space: int) -> bool:
+    """Whether an entry tagged ``tag`` serves ``space``. (A tuple and ``in`` would cost 70 ns here.)"""
+    return tag == space or tag == GLOBAL  # noqa: PLR1714
+
+
+@step
+def find(state: Words, cache: int, page: int, shift: int, space: int) -> int:
     """The valid record for ``page`` of the size ``shift`` usable in ``space``; 0: none."""
     record = first_record(state, cache, page)
     for _ in range(state[cache + D_WAYS]):
         if state[record + E_PAGE] == page and state[record + E_SHIFT] == shift:
             tag = state[record + E_SPACE]
-            if tag == space or tag == GLOBAL:  # noqa: PLR1714 - a tuple compiles to a loop
+            if is_usable(tag, space):
                 return record
         record = (record + RECORD) & PLACE_MASK
     return 0
 
 
 @step
-def touch(state, cache, record, stamp):
+def touch(state: Words, cache: int, record: int, stamp: int) -> None:
     """Note a use of ``record`` as the cache's replacement policy wants it."""
     policy = state[cache + D_POLICY]
     if policy == LRU:
@@ -121,7 +127,7 @@ def touch(state, cache, record, stamp):
 
 
 @step
-def next_random(state):
+def next_random(state: Words) -> int:
     """Advance the xorshift64 generator (shifts 13, 7, 17) and return 63 bits of it."""
     x = state[RANDOM]
     x ^= x << 13
@@ -132,7 +138,7 @@ def next_random(state):
 
 
 @step
-def victim(state, cache, page):
+def victim(state: Words, cache: int, page: int) -> int:
     """The record that ``page`` will take: an invalid one if its set has any, else the policy's choice."""
     first = first_record(state, cache, page)
     ways = state[cache + D_WAYS]
@@ -160,7 +166,9 @@ def victim(state, cache, page):
 
 
 @step
-def fill(state, cache, page, shift, space, info, ordinal, stamp):
+def fill(
+    state: Words, cache: int, page: int, shift: int, space: int, info: int, ordinal: int, stamp: int
+) -> int:
     """Put an entry into ``cache`` in place of its set's victim; return the record."""
     record = victim(state, cache, page)
     if state[record + E_PAGE] >= 0:
@@ -179,13 +187,13 @@ def fill(state, cache, page, shift, space, info, ordinal, stamp):
 
 
 @step
-def tlbs_end(state):
+def tlbs_end(state: Words) -> int:
     """Where the TLBs' descriptors end and those of the paging-structure caches begin."""
     return DESCRIPTORS + state[NR_TLBS] * DESCRIPTOR
 
 
 @step
-def forget_row(state, record, row):
+def forget_row(state: Words, record: int, row: int) -> None:
     """Take back one shortcut if it leads to ``record``."""
     if state[row + F_RECORD] == record:
         state[row + F_PAGE] = NO_PAGE
@@ -193,14 +201,14 @@ def forget_row(state, record, row):
 
 
 @kernel
-def forget_rows(state, record):
+def forget_rows(state: Words, record: int) -> None:
     """Take back every shortcut that leads to ``record``."""
     for n in range(4 << FRONT_BITS):
         forget_row(state, record, FRONT + n * FRONT_ROW)
 
 
 @step
-def forget_front(state, record, page, shift):
+def forget_front(state: Words, record: int, page: int, shift: int) -> None:
     """Take back the shortcuts that lead to a first-level entry: of one base page, or of all it covers."""
     if shift:
         forget_rows(state, record)
@@ -210,7 +218,7 @@ def forget_front(state, record, page, shift):
 
 
 @step
-def forget(state, cache, record):
+def forget(state: Words, cache: int, record: int) -> None:
     """Make ``record`` invalid; counting why is the caller's business."""
     ordinal = state[record + E_ORDINAL] & 15
     page = state[record + E_PAGE]
@@ -224,7 +232,7 @@ def forget(state, cache, record):
 
 
 @step
-def first_touch(state, seen, page, ordinal, number):
+def first_touch(state: Words, seen: Words, page: int, ordinal: int, number: int) -> bool:
     """Whether TLB ``number`` never held this page of this address space before; remembers that it does now.
 
     A slot has a bit for each of 64 neighbouring pages, so that the table stays small where pages are many.
@@ -252,7 +260,19 @@ def first_touch(state, seen, page, ordinal, number):
 
 
 @step
-def fill_level(state, seen, access, level, va, frame, size_shift, ordinal, flags, space, stamp):
+def fill_level(
+    state: Words,
+    seen: Words,
+    access: int,
+    level: int,
+    va: int,
+    frame: int,
+    size_shift: int,
+    ordinal: int,
+    flags: int,
+    space: int,
+    stamp: int,
+) -> int:
     """Count a miss in, and fill, the TLB of ``level`` that takes a page of this size; 0: none does.
 
     ``frame``, ``size_shift``, ``ordinal``: what is known to be mapped, a page or a larger TLB's entry. The
@@ -274,13 +294,13 @@ def fill_level(state, seen, access, level, va, frame, size_shift, ordinal, flags
 
 
 @step
-def walk_cache_shift(state, cache):
+def walk_cache_shift(state: Words, cache: int) -> int:
     """Log2 of the bytes that one entry of this paging-structure cache covers."""
     return state[ROWS + state[cache + D_LEVEL] * ROW + R_SHIFT]
 
 
 @kernel
-def drop_page(state, va, space):
+def drop_page(state: Words, va: int, space: int) -> None:
     """Drop every TLB entry and paging-structure entry that a translation of ``va`` could use."""
     base = state[BASE_SHIFT]
     for n in range(state[NR_TLBS] + state[NR_WALK_CACHES]):

@@ -38,6 +38,7 @@ class EntryReader(Protocol):
 
     def read_entry(self, pa: int, nbytes: int, order: str) -> int:
         """The entry of ``nbytes`` bytes at ``pa``."""
+        ...
 
 
 class Translation(Protocol):
@@ -46,19 +47,24 @@ class Translation(Protocol):
     @property
     def page_shift(self) -> int:
         """Log2 of the base page."""
+        ...
 
     @property
     def page_shifts(self) -> tuple[int, ...]:
         """Log2 of every page size, ascending."""
+        ...
 
     def table_shifts(self) -> Mapping[int, tuple[int, int]]:
         """For a paging-structure cache of level n (1: the lowest): (table level, log2 of what an entry covers)."""
+        ...
 
     def install(self, words: npt.NDArray[np.int64]) -> None:
         """Write the MMU's facts into a CPU's state, and the miss routine's address."""
+        ...
 
     def latch_root(self, ram: EntryReader, root: int) -> tuple[int, ...]:
         """Check a root and return the entries that loading it copies into registers."""
+        ...
 
 
 @attrs.frozen(kw_only=True)
@@ -148,8 +154,8 @@ class RadixTranslation:
 
     def install(self, words: npt.NDArray[np.int64]) -> None:
         """Write this MMU's facts into a CPU's state. ``words[SIZES]`` must be there already."""
-        from polymmu.hardware.compile import address_of  # noqa: PLC0415 - loads the compiler
-        from polymmu.hardware.walk_kernels import radix_miss  # noqa: PLC0415
+        from polymmu.hardware.compile import address_of
+        from polymmu.hardware.walk_kernels import radix_miss
 
         layout = self.layout
         for (fault, access, privilege), code in self.fault_codes.items():
@@ -263,6 +269,7 @@ def walk(
         return refused(WalkFault.NON_CANONICAL)
     read = write = user = execute = True
     table = root
+    level, entry, form = 0, 0, translation.formats[0]
     for level, form in enumerate(translation.formats):
         place = layout.entry_address(level, table, va)
         nbytes = layout.entry_bytes[level]
@@ -320,7 +327,7 @@ def walk_many(
     ``words``: physical memory as int64 (``Ram.words``). Returns physical addresses (all ones where there
     is none), page sizes in bytes (0 likewise) and ``WalkFault`` values.
     """
-    from polymmu.hardware.walk_kernels import peek_many  # noqa: PLC0415 - loads the compiler
+    from polymmu.hardware.walk_kernels import peek_many
 
     state = np.zeros(at.DESCRIPTORS, dtype=np.int64)
     shifts = translation.page_shifts

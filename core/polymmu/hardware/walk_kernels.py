@@ -20,7 +20,9 @@ and judged after the walk; then accessed is set wherever it was clear, and dirty
 
 from __future__ import annotations
 
-from polymmu.hardware.compile import kernel, step, words_at
+from typing import Any
+
+from polymmu.hardware.compile import Words, kernel, step, words_at
 from polymmu.hardware.state import (
     AD_UPDATES,
     ASID,
@@ -28,9 +30,9 @@ from polymmu.hardware.state import (
     BIG_ENDIAN,
     CANONICAL_SIGN,
     DIRTY,
-    EXECUTE,
     E_INFO,
     E_ORDINAL,
+    EXECUTE,
     FAULT_ENTRY,
     FAULT_LEVEL,
     FAULT_PLACE,
@@ -48,13 +50,6 @@ from polymmu.hardware.state import (
     PATH_TABLE,
     PEEK,
     PLACE_MASK,
-    RAM_BYTES,
-    READ,
-    REFERENCES,
-    ROOT,
-    ROOT_ENTRIES,
-    ROW,
-    ROWS,
     R_ACCESSED_M,
     R_ACCESSED_ON,
     R_ADDRESS_SHIFT,
@@ -87,6 +82,13 @@ from polymmu.hardware.state import (
     R_USER_ON,
     R_WRITE_M,
     R_WRITE_ON,
+    RAM_BYTES,
+    READ,
+    REFERENCES,
+    ROOT,
+    ROOT_ENTRIES,
+    ROW,
+    ROWS,
     SETS_AD,
     STOP_AT,
     SUPERVISOR_RIGHTS,
@@ -94,10 +96,10 @@ from polymmu.hardware.state import (
     USER,
     USER_RIGHTS,
     VA_BITS,
-    WALKS,
     WALK_CACHE_HITS,
     WALK_CLOCK,
     WALK_ROOT,
+    WALKS,
     WRITE,
 )
 from polymmu.hardware.tlb_kernels import fill, find, page_number, touch
@@ -111,7 +113,7 @@ ALL_RIGHTS = READ | WRITE | USER | EXECUTE
 
 
 @kernel
-def swap_bytes(value, nbytes):
+def swap_bytes(value: int, nbytes: int) -> int:
     """The entry of ``nbytes`` bytes (4 or 8) in the other byte order."""
     swapped = 0
     for _ in range(nbytes):
@@ -121,7 +123,7 @@ def swap_bytes(value, nbytes):
 
 
 @step
-def read_entry(ram, place, nbytes, big_endian):
+def read_entry(ram: Words, place: int, nbytes: int, big_endian: int) -> int:
     """The table entry at physical address ``place``, zero-extended to a word."""
     word = ram[(place >> 3) & ADDRESS_MASK]
     if nbytes == 4:
@@ -130,7 +132,7 @@ def read_entry(ram, place, nbytes, big_endian):
 
 
 @step
-def write_entry(ram, place, nbytes, big_endian, entry):
+def write_entry(ram: Words, place: int, nbytes: int, big_endian: int, entry: int) -> None:
     """Store a table entry; the neighbour in the same 8 bytes keeps its value."""
     if big_endian:
         entry = swap_bytes(entry, nbytes)
@@ -141,19 +143,19 @@ def write_entry(ram, place, nbytes, big_endian, entry):
 
 
 @step
-def is_canonical(state, va):
+def is_canonical(state: Words, va: int) -> bool:
     """Whether the bits of ``va`` above what the walk uses are as the MMU wants them."""
     bits = state[VA_BITS]
     if bits >= 64:
         return True
     if state[CANONICAL_SIGN]:
         top = va >> (bits - 1)
-        return top in (0, -1)
+        return -1 <= top <= 0
     return va >> bits == 0
 
 
 @step
-def is_malformed(state, row, entry, is_leaf):
+def is_malformed(state: Words, row: int, entry: int, is_leaf: bool) -> bool:
     """Whether a present entry has a reserved bit set or one of the format's refused patterns."""
     reserved = state[row + R_RESERVED_LEAF] if is_leaf else state[row + R_RESERVED_TABLE]
     if entry & reserved:
@@ -165,7 +167,7 @@ def is_malformed(state, row, entry, is_leaf):
 
 
 @step
-def rights_of(state, row, entry):
+def rights_of(state: Words, row: int, entry: int) -> int:
     """The rights one entry grants, as READ, WRITE, USER, EXECUTE bits."""
     rights = 0
     if entry & state[row + R_READ_M] == state[row + R_READ_ON]:
@@ -180,7 +182,7 @@ def rights_of(state, row, entry):
 
 
 @step
-def info_of(state, rights):
+def info_of(state: Words, rights: int) -> int:
     """Combined rights as an entry's INFO bits: what supervisor and user may do."""
     three = 0
     if rights & EXECUTE:
@@ -196,7 +198,7 @@ def info_of(state, rights):
 
 
 @step
-def start_of_walk(state, va):
+def start_of_walk(state: Words, va: int) -> int:
     """The level to start at. The lowest paging-structure cache that knows the address decides."""
     for below in range(1, state[LEVELS]):
         level = state[LEVELS] - 1 - below
@@ -217,7 +219,7 @@ def start_of_walk(state, va):
 
 
 @step
-def set_accessed(state, ram, start, last, is_store):
+def set_accessed(state: Words, ram: Words, start: int, last: int, is_store: bool) -> None:
     """Set accessed on every level of the path that lacks it, and dirty on the leaf of a store."""
     for level in range(start, last + 1):
         row = (ROWS + level * ROW) & PLACE_MASK
@@ -235,7 +237,7 @@ def set_accessed(state, ram, start, last, is_store):
 
 
 @step
-def keep_path(state, va, start, last):
+def keep_path(state: Words, va: int, start: int, last: int) -> None:
     """Give the table entries of a finished walk to the paging-structure caches."""
     for level in range(start, last):
         row = (ROWS + level * ROW) & PLACE_MASK
@@ -255,7 +257,7 @@ def keep_path(state, va, start, last):
 
 
 @step
-def radix_walk(state, ram, va, access, mode):
+def radix_walk(state: Words, ram: Words, va: int, access: int, mode: int) -> int:
     """The miss routine of radix page tables; see the top of this file."""
     state[FAULT_PLACE] = -1
     state[FAULT_ENTRY] = 0
@@ -318,7 +320,7 @@ def radix_walk(state, ram, va, access, mode):
     is_old = entry & state[row + R_ACCESSED_M] != state[row + R_ACCESSED_ON]
     is_store = access == 2
     if not state[SETS_AD]:
-        if access >= 0 and (is_old or is_store and is_clean):
+        if access >= 0 and (is_old or (is_store and is_clean)):
             return NOT_ACCESSED
     elif not looks_only:
         set_accessed(state, ram, start, level, is_store)
@@ -338,13 +340,15 @@ def radix_walk(state, ram, va, access, mode):
 
 
 @kernel
-def radix_miss(state_words, ram_words, va, access, mode):
+def radix_miss(state_words: Any, ram_words: Any, va: int, access: int, mode: int) -> int:
     """``radix_walk`` in the fixed signature of miss routines."""
     return radix_walk(words_at(state_words), words_at(ram_words), va, access, mode)
 
 
 @kernel
-def peek_many(addresses, access, state, ram, pas, sizes, faults):
+def peek_many(
+    addresses: Words, access: int, state: Words, ram: Words, pas: Words, sizes: Words, faults: Words
+) -> None:
     """Look each address up in the tables under ``state[WALK_ROOT]``; -1 and 0 where there is no answer."""
     for n in range(addresses.size):
         fault = radix_walk(state, ram, addresses[n], access, PEEK)

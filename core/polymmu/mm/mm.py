@@ -32,7 +32,7 @@ def boot(kernel: ArchKernel) -> None:
         "mm_struct",
         lambda slot: mm_struct(slot, kernel, RwSem(sched, "mmap_lock"), Spinlock(sched, "page_table_lock")),
     )
-    kernel.vmas = Slab("vm_area_struct", vm_area_struct)
+    kernel.vmas = Slab("vm_area_struct", lambda slot: vm_area_struct(slot=slot))
     kernel.mappings = Slab("address_space", lambda slot: address_space(slot, Mutex(sched, "i_mmap_lock")))
     kernel.anon_vmas = Slab("anon_vma", anon_vma)
     kernel.init_mm = mm_alloc(kernel)

@@ -101,6 +101,7 @@ class _Process:
     space: Space
     files: dict[int, _File] = attrs.field(factory=dict[int, _File])
     threads: int = 1
+    parent: int = 0
 
 
 class Executor:
@@ -127,6 +128,7 @@ class Executor:
         for call in self.calls:
             if call.name == "brk" and call.ret is not None and not call.failed:
                 self.brk_tops[call.process] = max(self.brk_tops.get(call.process, 0), call.ret)
+        self.traced = frozenset(call.process for call in self.calls)
         self.main = self.calls[0].process if self.calls else 1
         # Addresses are looked up one by one only where something moved, or has to.
         self.oversize = isinstance(accesses, (AccessColumns, PageRuns)) and self._exceeds(accesses)
@@ -238,30 +240,30 @@ class Executor:
                     address = int(recorded[0])
                     space.map_itself(address, space.map.delta_near(address, AREA_GAP))
                     return True
-            base, arrays = start, self._columns(accesses, start, stop, targets[: stop - start])
+            base, arrays = start, self._moved_columns(accesses, start, stop, targets)
         else:
-            base, arrays = 0, self._columns(accesses, 0, len(accesses), None)
+            base, arrays = 0, self._recorded_columns(accesses)
         replay = self.cpu.replay if isinstance(accesses, AccessColumns) else self.cpu.replay_runs
-        try:
-            self.result.done = base + int(replay(*arrays, start - base, stop - base))
-        except SegmentationFault as fault:
-            index = getattr(fault, "index", None)
-            if index is None:
-                raise PolymmuError(f"the machine did not say which access failed: {fault}") from fault
-            self.result.done = base + int(index)
-            page = fault.va // self.machine.page_size * self.machine.page_size
-            if space.mm.is_mapped(page):
-                self.result.segfault = fault
-                return False
-            if self._last_fault == (self.result.done, page):
-                raise PolymmuError(
-                    f"access {self.result.done} faults again after its page was mapped"
-                ) from fault
-            self._last_fault = (self.result.done, page)
-            delta = 0
-            if targets is not None and recorded is not None:
-                delta = int(targets[self.result.done - base]) - int(recorded[self.result.done - base])
-            space.map_itself(fault.va - delta, delta)
+        # The same arrays again after a fault: the CPU knows which half of a page-crossing access is done.
+        while self.result.done < stop:
+            try:
+                self.result.done = base + int(replay(*arrays, self.result.done - base, stop - base))
+            except SegmentationFault as fault:
+                if fault.index is None:
+                    raise PolymmuError(f"the machine did not say which access failed: {fault}") from fault
+                row = self.result.done = base + fault.index
+                page = fault.va // self.machine.page_size * self.machine.page_size
+                if space.mm.is_mapped(page):
+                    self.result.segfault = fault
+                    return False
+                if self._last_fault == (row, page):
+                    raise PolymmuError(f"access {row} faults again after its page was mapped") from fault
+                self._last_fault = row, page
+                delta = 0
+                if targets is not None and recorded is not None:
+                    delta = int(targets[row - base]) - int(recorded[row - base])
+                if not space.map_itself(fault.va - delta, delta):
+                    break
         return True
 
     _last_fault: tuple[int, int] = (-1, 0)
@@ -272,33 +274,34 @@ class Executor:
             return accesses.vaddr[start:stop]
         return accesses.vpn[start:stop] << np.uint64(accesses.page_shift)
 
-    def _columns(
-        self, accesses: AccessColumns | PageRuns, start: int, stop: int, targets: NDArray[np.uint64] | None
+    def _moved_columns(
+        self, accesses: AccessColumns | PageRuns, start: int, stop: int, targets: NDArray[np.uint64]
     ) -> tuple[NDArray[Any], ...]:
-        """The columns of rows [start, stop) as the CPU takes them, at ``targets`` where something moved."""
-        rows = slice(start, stop)
+        """The columns of rows [start, stop) as the CPU takes them, at ``targets``, which may hold more."""
+        rows, targets = slice(start, stop), targets[: stop - start]
         if isinstance(accesses, AccessColumns):
-            vaddr = accesses.vaddr[rows] if targets is None else targets
-            return accesses.op[rows], vaddr, accesses.size[rows]
-        shift = np.uint64(self.machine.page_size.bit_length() - 1)
-        vpn = self._machine_vpn(accesses, int(shift)) if targets is None else targets >> shift
+            return accesses.op[rows], targets, accesses.size[rows]
+        vpn = targets >> np.uint64(self.machine.page_size.bit_length() - 1)
         return vpn, accesses.data[rows], accesses.write[rows], accesses.count[rows]
 
-    _vpn: NDArray[np.uint64] | None = None
-
-    def _machine_vpn(self, runs: PageRuns, shift: int) -> NDArray[np.uint64]:
-        """Page numbers of this machine, whose pages may be larger than the trace's."""
+    def _recorded_columns(self, accesses: AccessColumns | PageRuns) -> tuple[NDArray[Any], ...]:
+        """All columns where nothing moved; page numbers of this machine, whose pages may be larger."""
+        if isinstance(accesses, AccessColumns):
+            return accesses.op, accesses.vaddr, accesses.size
         if self._vpn is None:
-            self._vpn = (
-                runs.vpn if shift == runs.page_shift else runs.vpn >> np.uint64(shift - runs.page_shift)
-            )
-        return self._vpn
+            shift = self.machine.page_size.bit_length() - 1 - accesses.page_shift
+            self._vpn = accesses.vpn >> np.uint64(shift) if shift else accesses.vpn
+        return self._vpn, accesses.data, accesses.write, accesses.count
+
+    _vpn: NDArray[np.uint64] | None = None
 
     # --- calls
 
     def _call(self, call: MmCall) -> None:
         if call.failed:
             self.result.calls_failed += 1
+            if call.name == "wait4" and call.ret == -errno.ECHILD and call.arg(0) == -1:
+                self._end_children(call.process)
             return
         exiting = call.name in ("exit", "exit_group")
         if exiting and call.process not in self.processes:
@@ -386,7 +389,7 @@ class Executor:
         if shares:
             process.space.users += 1
         space = process.space if shares else process.space.fork()
-        self.processes[call.ret] = _Process(space, dict(process.files))
+        self.processes[call.ret] = _Process(space, dict(process.files), parent=call.process)
         self.result.processes = max(self.result.processes, len(self.processes))
         return True
 
@@ -417,7 +420,19 @@ class Executor:
                 return False
         del self.processes[number]
         self._leave(process.space)
+        self._end_children(number)
         return True
+
+    def _end_children(self, parent: int) -> None:
+        """End children that were not traced themselves: their parent exits, or was told that it has none left.
+
+        A wait4 that a signal interrupts may have reaped a child and never show its result in a lackey log;
+        the next one then fails with ECHILD.
+        """
+        for number, child in list(self.processes.items()):
+            if child.parent == parent and number not in self.traced:
+                del self.processes[number]
+                self._leave(child.space)
 
     def _descriptor(self, process: _Process, call: MmCall) -> bool:
         """Calls on files. Only a change of a mapped file's size concerns mappings."""

@@ -332,13 +332,14 @@ class Space:
 
     # --- memory that the trace touches and never mapped
 
-    def map_itself(self, recorded: int, delta: int) -> None:
-        """Map the page of recorded address ``recorded``, ``delta`` away if that fits."""
+    def map_itself(self, recorded: int, delta: int) -> bool:
+        """Map the page of recorded address ``recorded``; False if it could not be ``delta`` away."""
         page = self.machine.page_size
         start = (recorded + delta) // page * page - delta
         self.map.cut(start, start + page)
         self._map(start, start + page, delta, (start, start + page), prot="rwx", populate=True)
         self.outcome.self_mapped_pages += 1
+        return self.map.overlapping(start, start + page)[0].delta == delta
 
     def map_area(self, runs: list[tuple[int, int]]) -> None:
         """Map recorded ``runs`` of touched pages, ascending; if one does not fit all move together."""
