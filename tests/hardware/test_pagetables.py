@@ -16,7 +16,7 @@ from tests.hardware.x86_formats import four_level, pae, two_level
 
 IMAGES = Path(__file__).parents[1] / "data" / "pagetables"
 NOT_MAPPED = (1 << 64) - 1
-CAPTURES = {"i386": two_level(), "i386-pae": pae(marks_pdpt=True), "x86_64": four_level()}
+CAPTURES = {"i386": two_level(), "i386-pae": pae(), "x86_64": four_level()}
 
 
 @pytest.fixture(params=CAPTURES, scope="module")
