@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a control register, for instance cr3=0x1000 (repeatable; default: the image's own)",
+        help="a control register by its architecture's name (repeatable; default: the image's own)",
     )
     parser.add_argument(
         "--access", choices=("load", "store", "fetch"), default=None, help="ask for this right"
