@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import overload
 
 from polymmu import machine as _machine
+from polymmu.hardware.ram import Ram
+from polymmu.images import Image
 from polymmu.report import Report
+from polymmu.translation import Translated, translate
 from polymmu.workload.execute import execute
 from polymmu.workload.model import Workload
 from polymmu.workload.readers import open_workload
@@ -42,6 +46,49 @@ class Machine(_machine.Machine):
             workload = open_workload(workload)
         outcome = execute(self, workload, ignore_mm_calls=ignore_mm_calls, progress=progress)
         return self.report(workload=workload.name, workload_sha256=workload.sha256, extra=outcome.to_dict())
+
+    @overload
+    def translate(
+        self,
+        va: int,
+        *,
+        memory: str | Path | Image | Ram | None = None,
+        registers: Mapping[str, int] | None = None,
+        access: str | None = None,
+        privilege: str = "supervisor",
+        space: str | None = None,
+    ) -> Translated: ...
+
+    @overload
+    def translate(
+        self,
+        va: Iterable[int],
+        *,
+        memory: str | Path | Image | Ram | None = None,
+        registers: Mapping[str, int] | None = None,
+        access: str | None = None,
+        privilege: str = "supervisor",
+        space: str | None = None,
+    ) -> list[Translated]: ...
+
+    def translate(
+        self,
+        va: int | Iterable[int],
+        *,
+        memory: str | Path | Image | Ram | None = None,
+        registers: Mapping[str, int] | None = None,
+        access: str | None = None,
+        privilege: str = "supervisor",
+        space: str | None = None,
+    ) -> Translated | list[Translated]:
+        """What an address (or each of an array) means under the tables in ``memory``.
+
+        ``memory``: an image file; None is this machine's own RAM with the tables CPU 0 has loaded. ``access``
+        and ``privilege`` ask for a right as well. Raises UserMistake.
+        """
+        addresses = [va] if isinstance(va, int) else [int(each) for each in va]
+        found = translate(self, addresses, memory, registers, access, privilege, space)
+        return found[0] if isinstance(va, int) else found
 
 
 def compare(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import polymmu
 from polymmu.cli.main import main
 from polymmu.errors import UserMistake
 from polymmu.images import open_image
@@ -167,6 +168,29 @@ def test_damaged_core_is_read_or_refused(
         open_image(file)
     except UserMistake as mistake:
         assert "\n" not in str(mistake)
+
+
+def test_python_translates_one_address_or_many() -> None:
+    machine = polymmu.Machine.from_file("x86")
+    with np.load(DATA / "i386.npz") as data:
+        some = np.flatnonzero(data["q_pa"] != (1 << 64) - 1)[::500]
+        vas, pas = data["q_va"][some], data["q_pa"][some].tolist()
+    assert [found.pa for found in machine.translate(vas, memory=DATA / "i386.npz")] == pas
+    assert machine.translate(int(vas[0]), memory=DATA / "i386.npz").pa == pas[0]
+    assert machine.translate(int(vas[0]), memory=DATA / "i386.npz", access="load").path[-1][0] in (
+        "pgd",
+        "pte",
+    )
+
+
+def test_unknown_names_are_refused_with_what_is_known() -> None:
+    machine = polymmu.Machine.from_file("x86")
+    with pytest.raises(UserMistake, match="known: load, store, fetch"):
+        machine.translate(0, memory=DATA / "i386.npz", access="lod")
+    with pytest.raises(UserMistake, match="known: user, supervisor"):
+        machine.translate(0, memory=DATA / "i386.npz", privilege="root")
+    with pytest.raises(UserMistake, match="unknown address space 'home'"):
+        machine.translate(0, memory=DATA / "i386.npz", space="home")
 
 
 def test_own_tables_translate_where_the_program_runs() -> None:
