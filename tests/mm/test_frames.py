@@ -119,11 +119,10 @@ def test_a_run_gives_the_frames_that_single_allocations_would(
             for kernel in (one, many):
                 kernel.frames.flags[held[dirty % len(held)]] |= NONZERO
         else:
-            n = min(n, len(held))
-            for pfn in held[:n]:
+            gone, held = held[:n], held[n:]
+            for pfn in gone:
                 frames.put_page(one, pfn)
-            frames.put_run(many, pfns_of(*held[:n]))
-            del held[:n]
+            frames.put_run(many, pfns_of(*gone))
     assert (one.frames.table == many.frames.table).all()
     assert one.free.free == many.free.free
 

@@ -124,7 +124,9 @@ def test_nothing_is_flushed_where_nothing_was_cleared() -> None:
         ([(0x1000, 0x2000), (0x5000, 0)], (0x1000, 0)),
     ],
 )
-def test_the_range_is_the_hull_of_what_was_cleared(ranges: list[tuple[int, int]], hull: tuple[int, int]) -> None:
+def test_the_range_is_the_hull_of_what_was_cleared(
+    ranges: list[tuple[int, int]], hull: tuple[int, int]
+) -> None:
     tlb = gather.tlb_gather_mmu(new_mm(boot()))
     for start, end in ranges:
         gather.tlb_adjust_range(tlb, start, end, 2)

@@ -57,7 +57,12 @@ boundary = st.one_of(
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
-@given(st.sets(boundary, min_size=2, max_size=14), st.integers(0, 6), st.integers(1, 6), st.sampled_from(sorted(ARCHES)))
+@given(
+    st.sets(boundary, min_size=2, max_size=14),
+    st.integers(0, 6),
+    st.integers(1, 6),
+    st.sampled_from(sorted(ARCHES)),
+)
 def test_exactly_the_tables_that_no_remaining_vma_needs_are_freed(
     bounds: set[int], skip: int, many: int, arch: str
 ) -> None:

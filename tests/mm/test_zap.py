@@ -101,7 +101,9 @@ class LockAtFlush(Observer):
 
 
 @pytest.mark.parametrize(("access", "below_the_lock"), [("store", True), ("load", False)])
-def test_dirty_file_pages_are_flushed_before_the_table_lock_is_dropped(access: str, below_the_lock: bool) -> None:
+def test_dirty_file_pages_are_flushed_before_the_table_lock_is_dropped(
+    access: str, below_the_lock: bool
+) -> None:
     """A2.4, 3.15: another CPU may find the page clean only after our flush."""
     watch = LockAtFlush()
     kernel = boot(observers=[watch])

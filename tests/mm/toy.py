@@ -17,8 +17,8 @@ from polymmu.description.model import KernelChoice, MachineDescription, TlbSpec,
 from polymmu.events import Observer
 from polymmu.hardware.cpu import Cpu
 from polymmu.hardware.entry import Access, EntryFormat, Field, Privilege, WalkFault
-from polymmu.hardware.ram import REFCOUNT
 from polymmu.hardware.layout import RadixLayout
+from polymmu.hardware.ram import REFCOUNT
 from polymmu.hardware.walk import RadixTranslation
 from polymmu.hooks import ArchKernel, hookimpl
 from polymmu.machine import Vectors, boot_kernel
@@ -161,7 +161,12 @@ ARCHES = {"toy": TOY, "odd": ODD}
 
 
 def boot(
-    arch: Arch = TOY, *, cpus: int = 1, memory: int = 4 << 20, observers: Sequence[Observer] = (), **choice: Any
+    arch: Arch = TOY,
+    *,
+    cpus: int = 1,
+    memory: int = 4 << 20,
+    observers: Sequence[Observer] = (),
+    **choice: Any,
 ) -> ArchKernel:
     """A kernel on ``arch``; ``choice`` are keys of the machine file's ``kernel`` section."""
     description = MachineDescription(
@@ -188,7 +193,13 @@ def new_mm(kernel: ArchKernel, cpu: int = 0) -> mm_struct:
 
 
 def add_vma(
-    mm: mm_struct, start: int, end: int, flags: int = RW, *, file: File | None = None, pgoff: int | None = None
+    mm: mm_struct,
+    start: int,
+    end: int,
+    flags: int = RW,
+    *,
+    file: File | None = None,
+    pgoff: int | None = None,
 ) -> vm_area_struct:
     """A vma for [start, end), linked behind those below it; nothing is checked."""
     vma = vma_alloc(mm, start, end, flags, file=file, pgoff=pgoff)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from polymmu import Machine
 from polymmu.mm.vma import find_vma
+from polymmu.structs import VM_GROWSDOWN
 from tests.referee.real import Zygote, why_not_here
-from tests.referee.twins import PAGE, TABLE, Match, Twin
+from tests.referee.twins import PAGE, TABLE, Referee, Twin
 
 pytestmark = pytest.mark.skipif(bool(why_not_here()), reason=why_not_here())
 
@@ -25,15 +27,15 @@ ANCHORS = (BASE, BASE + PMD, BASE + 2 * PMD, BASE + 3 * PMD, BASE + PUD, BASE + 
 
 
 @pytest.fixture(scope="module")
-def match() -> Iterator[Match]:
+def referee() -> Iterator[Referee]:
     with Zygote() as zygote:
-        yield Match(zygote, Machine.from_file("x86_64"))
+        yield Referee(zygote, Machine.from_file("x86_64"))
 
 
 @pytest.fixture
-def twin(match: Match) -> Iterator[Twin]:
-    yield match.start()
-    match.end()
+def twin(referee: Referee) -> Iterator[Twin]:
+    yield referee.start()
+    referee.end()
 
 
 # ------------------------------------------------------------------ generated programs
@@ -41,6 +43,7 @@ pages = st.builds(lambda anchor, n: anchor + n * PAGE, st.sampled_from(ANCHORS),
 small = st.integers(1, 12).map(lambda n: n * PAGE)
 large = st.sampled_from([PMD // 2, PMD - PAGE, PMD, PMD + 3 * PAGE, 2 * PMD, PUD, PUD + PMD, PGD])
 lengths = st.one_of(small, small, small, large)
+near = lengths.map(lambda length: min(length, 2 * PMD))
 rights = st.sampled_from(["rw", "rw", "rw", "r", "", "w"])
 which = st.integers(0, 2)
 picks = st.integers(0, 1 << 10)
@@ -50,7 +53,7 @@ steps = st.one_of(
     st.tuples(st.just("populate"), which, pages, small, rights, st.sampled_from(["", "shared"])),
     st.tuples(st.just("munmap"), which, pages, lengths),
     st.tuples(st.just("mprotect"), which, picks, lengths, rights),
-    st.tuples(st.just("dontneed"), which, picks, lengths),
+    st.tuples(st.just("dontneed"), which, picks, near),
     st.tuples(st.just("move"), which, picks, lengths, lengths, pages),
     st.tuples(st.just("move whole"), which, st.sampled_from(ANCHORS), st.sampled_from(ANCHORS)),
     st.tuples(st.just("resize"), which, picks, lengths, lengths),
@@ -82,17 +85,86 @@ def inside(twin: Twin, pick: int, length: int) -> tuple[int, int]:
     return at, min(length, vma.vm_end - at)
 
 
-def perform(match: Match, step: tuple) -> None:
+def perform(referee: Referee, step: tuple[Any, ...]) -> None:
     kind, number, *rest = step
-    twin = match.twins[number % len(match.twins)]
-    match kind:
-        pass
+    twin = referee.twins[number % len(referee.twins)]
+    if kind in ("mmap", "populate"):
+        at, length, prot, what = rest
+        twin.mmap(
+            at,
+            length,
+            prot,
+            shared=what == "shared",
+            grows_down=what == "grows",
+            populate=kind == "populate",
+        )
+    elif kind == "munmap":
+        twin.munmap(*rest)
+    elif kind == "mprotect":
+        pick, length, prot = rest
+        twin.mprotect(place(twin, pick), length, prot)
+    elif kind == "dontneed":
+        pick, length = rest
+        twin.dontneed(place(twin, pick), length)
+    elif kind == "move":
+        pick, length, new, to = rest
+        at, old = inside(twin, pick, length)
+        if old:
+            twin.mremap(at, old, new, to)
+    elif kind == "move whole":
+        at, to = rest
+        vma = find_vma(twin.mm.struct, at)
+        if vma is not None and vma.vm_start <= at:
+            length = vma.vm_end - at
+            twin.mremap(at, length, length, to)
+    elif kind == "resize":
+        pick, length, new = rest
+        at, old = inside(twin, pick, length)
+        if old:
+            twin.mremap(at, old, new)
+    elif kind in ("load", "store"):
+        pick, count = rest
+        at = place(twin, pick)
+        for page in range(at, at + count * PAGE, PAGE):
+            twin.load(page) if kind == "load" else twin.store(page)
+    elif kind == "below":
+        pick, distance = rest
+        growing = [vma for vma in twin.mm.struct.vmas.values() if vma.vm_flags & VM_GROWSDOWN]
+        if growing:
+            twin.store(growing[pick % len(growing)].vm_start - distance * PAGE)
+    elif kind == "fork":
+        if len(referee.twins) < 3:
+            twin.fork()
+    elif kind == "exit" and len(referee.twins) > 1:
+        twin.exit()
 
 
-def run_program(match: Match, program: list[tuple]) -> None:
-    match.start()
-    try:
-        for step in program:
-            perform(match, step)
-    finally:
-        match.end()
+def run_programs(referee: Referee, examples: int) -> None:
+    @settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(steps, min_size=20, max_size=50))
+    def run(program: list[tuple[Any, ...]]) -> None:
+        referee.start()
+        try:
+            for step in program:
+                perform(referee, step)
+        finally:
+            referee.end()
+
+    run()
+
+
+def test_generated_programs_have_the_same_tables_and_faults_as_in_the_kernel(referee: Referee) -> None:
+    run_programs(referee, 200)
+
+
+@pytest.mark.slow
+def test_thousands_of_generated_programs_have_the_same_tables_and_faults_as_in_the_kernel(
+    referee: Referee,
+) -> None:
+    run_programs(referee, 5000)

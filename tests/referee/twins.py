@@ -19,7 +19,7 @@ from polymmu.mm.vma import find_vma, vmas_of
 from polymmu.structs import PG_ANON, VM_GROWSDOWN, VM_SHARED, vm_area_struct
 from tests.referee.real import Process, Reading, Zygote
 
-__all__ = ["PAGE", "Match", "Twin"]
+__all__ = ["PAGE", "Referee", "Twin"]
 
 PAGE = 4096
 TABLE = 512 * PAGE
@@ -38,7 +38,7 @@ FAULT_AROUND = 16 * PAGE
 STACK_GUARD_GAP = 256 * PAGE
 
 
-class Match:
+class Referee:
     """The two sides, and every twin that lives."""
 
     def __init__(self, zygote: Zygote, machine: Machine) -> None:
@@ -54,9 +54,12 @@ class Match:
         return Twin(self, self.zygote.process.fork(), self.machine.new_mm())
 
     def end(self) -> None:
-        """End every twin, the youngest first."""
-        for twin in reversed(list(self.twins)):
-            twin.exit()
+        """End every twin, the youngest first, without a look at what they had."""
+        while self.twins:
+            twin = self.twins.pop()
+            twin.real.exit()
+            twin.mm.exit()
+        self.forked.clear()
 
     def faults(self) -> int:
         """Faults that the emulator has served, in all: Linux counts each that ends well and needed no I/O."""
@@ -73,12 +76,12 @@ class Match:
 class Twin:
     """One process on both sides."""
 
-    def __init__(self, match: Match, real: Process, mm: Mm) -> None:
-        self.match = match
+    def __init__(self, referee: Referee, real: Process, mm: Mm) -> None:
+        self.referee = referee
         self.real = real
         self.mm = mm
         self.faults = 0
-        match.twins.append(self)
+        referee.twins.append(self)
 
     def reading(self) -> Reading:
         """What the emulator counts for its side."""
@@ -123,7 +126,7 @@ class Twin:
         self._mprotect(at, length, prot)
         if "w" in prot:
             for page in self._exclusive_pages(at, length):
-                self._spared(self.match.cpu.store, page, b"\1")
+                self._spared(self.referee.cpu.store, page, b"\1")
 
     def _mprotect(self, at: int, length: int, prot: str) -> None:
         self._both(
@@ -168,16 +171,16 @@ class Twin:
 
     def fork(self) -> Twin:
         """A child twin. What both map now, neither owns."""
-        self.match.forked.update(pfn for _, pfn, _ in self._anonymous_pages(0, self.match.machine.task_size))
-        child = Twin(self.match, self.real.fork(), self.mm.fork())
-        self.match.compare("fork")
+        self.referee.forked.update(pfn for _, pfn, _ in self._anonymous_pages(0, self.referee.machine.task_size))
+        child = Twin(self.referee, self.real.fork(), self.mm.fork())
+        self.referee.compare("fork")
         return child
 
     def exit(self) -> None:
-        self.match.twins.remove(self)
+        self.referee.twins.remove(self)
         self.real.exit()
         self.mm.exit()
-        self.match.compare("exit")
+        self.referee.compare("exit")
 
     # ---------------------------------------------------------------------- accesses
     def load(self, addr: int) -> None:
@@ -188,10 +191,10 @@ class Twin:
         if self._access(addr, "load"):
             self.real.load(addr)
             for page in around:
-                self._spared(self.match.cpu.load, page, 1)
+                self._spared(self.referee.cpu.load, page, 1)
         else:  # access(2) reads a path there; no program dies of that
             assert self.real.syscall(NR_ACCESS, addr, 0) == -errno.EFAULT, hex(addr)
-        self.match.compare(f"load of {addr:#x}")
+        self.referee.compare(f"load of {addr:#x}")
 
     def store(self, addr: int) -> None:
         """Write a byte, or see on both sides that it may not be written."""
@@ -202,28 +205,28 @@ class Twin:
             self._claim(addr, 1)
         else:
             assert self.real.syscall(NR_GETRANDOM, addr, 1, 0) == -errno.EFAULT, hex(addr)
-        self.match.compare(f"store to {addr:#x}")
+        self.referee.compare(f"store to {addr:#x}")
 
     # --------------------------------------------------------------------- both sides
     def _both(self, step: str, real: Callable[[], int], emulated: Callable[[], object]) -> None:
         """Make a call on both sides: the same errno or none, then the same readings."""
         wanted = real()
-        before = self.match.faults()
+        before = self.referee.faults()
         try:
             emulated()
             got = 0
         except SyscallError as refusal:
             assert refusal.errno is not None
             got = refusal.errno
-        self.faults += self.match.faults() - before
+        self.faults += self.referee.faults() - before
         assert got == (-wanted if -4096 < wanted < 0 else 0), f"{step}: emulator {got}, kernel {wanted}"
-        self.match.compare(step)
+        self.referee.compare(step)
 
     def _access(self, addr: int, kind: str) -> bool:
         """Access on the emulator's side, counted; whether it was allowed."""
-        cpu = self.match.cpu
+        cpu = self.referee.cpu
         cpu.switch_mm(self.mm)
-        before = self.match.faults()
+        before = self.referee.faults()
         try:
             if kind == "load":
                 cpu.load(addr, 1)
@@ -232,12 +235,12 @@ class Twin:
         except SegmentationFault:
             return False
         finally:
-            self.faults += self.match.faults() - before
+            self.faults += self.referee.faults() - before
         return True
 
     def _spared(self, access: Callable[..., object], page: int, what: object) -> None:
         """An access on the emulator's side that brings what the kernel has brought already; it counts nothing."""
-        self.match.cpu.switch_mm(self.mm)
+        self.referee.cpu.switch_mm(self.mm)
         access(page, what)
 
     # -------------------------------------------------------------------------- rules
@@ -265,12 +268,12 @@ class Twin:
 
     def _is_present(self, addr: int) -> bool:
         ptep = find_entry(self.mm.struct, addr)
-        return ptep >= 0 and read_pte(self.mm.struct, ptep) != self.match.machine.kernel.shape.pte.empty
+        return ptep >= 0 and read_pte(self.mm.struct, ptep) != self.referee.machine.kernel.shape.pte.empty
 
     def _anonymous_pages(self, at: int, length: int) -> Iterator[tuple[int, int, vm_area_struct]]:
         """(address, frame, vma) of the anonymous pages that this process maps in [at, at + length)."""
         mm = self.mm.struct
-        kernel = self.match.machine.kernel
+        kernel = self.referee.machine.kernel
         for vma in vmas_of(find_vma(mm, at)):
             start, end = max(vma.vm_start, at), min(vma.vm_end, at + length)
             if start >= end:
@@ -286,12 +289,12 @@ class Twin:
     def _exclusive_pages(self, at: int, length: int) -> list[int]:
         """Rule exclusive: pages that today's mprotect makes writable at once."""
         pages = self._anonymous_pages(at, length)
-        return [page for page, pfn, vma in pages if pfn not in self.match.forked and vma.vm_flags & 2]
+        return [page for page, pfn, vma in pages if pfn not in self.referee.forked and vma.vm_flags & 2]
 
     def _claim(self, at: int, length: int) -> None:
         """A store has been here: what is mapped now is this process's own."""
         first = at & -PAGE
-        self.match.forked.difference_update(
+        self.referee.forked.difference_update(
             pfn for _, pfn, _ in self._anonymous_pages(first, at + length - first)
         )
 

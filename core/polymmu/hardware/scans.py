@@ -41,6 +41,8 @@ __all__ = [
 
 Values = NDArray[np.uint64]
 Pfns = NDArray[np.int64]
+Columns = NDArray[np.int64]
+"""``Frames.table``: one row per column."""
 
 HEAD, TAIL, LENGTH = range(3)
 """Items of the LRU's anchor; frame 0 is never on it and stands for no frame."""
@@ -86,7 +88,9 @@ def modify_run(ram: Ram, pa: int, width: int, order: str, n: int, present: int, 
 
 
 @kernel
-def account_ptes(values, table, masks, count, delta, out):  # type: ignore[no-untyped-def]
+def account_ptes(
+    values: Values, table: Columns, masks: Values, count: int, delta: int, out: Pfns
+) -> tuple[int, int, int]:
     """Enter (``delta`` +1) or leave (-1) the mappings of a run of pte values in the frames' columns.
 
     ``table``: the frames' columns. ``masks``: ``Shape.account_masks``. ``count``: frames there are; an
@@ -129,7 +133,9 @@ def account_ptes(values, table, masks, count, delta, out):  # type: ignore[no-un
 
 
 @kernel
-def take_frames(table, memory, words, stack, top, bump, out, flags):  # type: ignore[no-untyped-def]
+def take_frames(
+    table: Columns, memory: Values, words: int, stack: Pfns, top: int, bump: int, out: Pfns, flags: int
+) -> int:
     """Hand out ``len(out)`` frames: the last freed first from ``stack[:top]``, then never-used ones from ``bump``.
 
     Each gets one reference and ``flags``; one that may hold bytes of its last owner is zeroed (``memory``:
@@ -148,7 +154,9 @@ def take_frames(table, memory, words, stack, top, bump, out, flags):  # type: ig
 
 
 @kernel
-def put_frames(table, lru, lru_flag, pfns, stack, top):  # type: ignore[no-untyped-def]
+def put_frames(
+    table: Columns, lru: Pfns, lru_flag: int, pfns: Pfns, stack: Pfns, top: int
+) -> tuple[int, int]:
     """Drop one reference of each of ``pfns``; those that held the last go onto ``stack[:top]``, off the LRU.
 
     Returns (new top, pfn of the first frame that had no reference or is still mapped, else -1).
@@ -157,7 +165,7 @@ def put_frames(table, lru, lru_flag, pfns, stack, top):  # type: ignore[no-untyp
         pfn = pfns[i]
         left = table[REFCOUNT, pfn] - 1
         if left < 0 or (left == 0 and table[MAPCOUNT, pfn] != 0):
-            return top, pfn
+            return top, int(pfn)
         table[REFCOUNT, pfn] = left
         if left:
             continue
@@ -179,11 +187,11 @@ def put_frames(table, lru, lru_flag, pfns, stack, top):  # type: ignore[no-untyp
         table[GENERATION, pfn] += 1
         stack[top] = pfn
         top += 1
-    return top, np.int64(-1)
+    return top, -1
 
 
 @kernel
-def lru_add_frames(table, lru, lru_flag, pfns):  # type: ignore[no-untyped-def]
+def lru_add_frames(table: Columns, lru: Pfns, lru_flag: int, pfns: Pfns) -> None:
     """Put ``pfns`` at the head of the LRU, one after another; one that is on it stays where it is."""
     for i in range(len(pfns)):
         pfn = pfns[i]

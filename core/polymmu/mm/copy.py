@@ -6,6 +6,7 @@ What a fault can bring back is not copied: a vma that never had a private page i
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from polymmu.errors import syscall_error
 from polymmu.hardware.scans import account_ptes
 from polymmu.hooks import ArchKernel
-from polymmu.mm.tables import alloc_entry, pte_lock, pte_unlock, read_ptes, table_runs
+from polymmu.mm.tables import alloc_entry, entries_in, format_of, pte_lock, pte_unlock, read_ptes
 from polymmu.structs import VM_PFNMAP, VM_SHARED, EntryRun, mm_struct, vm_area_struct
 
 __all__ = ["copy_page_range"]
@@ -27,10 +28,7 @@ def copy_page_range(dst: mm_struct, src: mm_struct, vma: vm_area_struct) -> None
     kernel: ArchKernel = src.kernel
     if not vma.vm_flags & VM_PFNMAP and vma.anon_vma is None:
         return
-    for ptep, addr, end in table_runs(src, vma.vm_start, vma.vm_end):
-        into = alloc_entry(dst, addr)
-        if into < 0:
-            raise syscall_error(errno.ENOMEM, "no frame left for a child's page table")
+    for into, ptep, addr, end in _tables_for(dst, src, 0, src.pgd, vma.vm_start, vma.vm_end):
         # Child's lock outside, parent's inside: nobody else knows the child's tables yet.
         pte_lock(dst, into)
         pte_lock(src, ptep)
@@ -38,6 +36,26 @@ def copy_page_range(dst: mm_struct, src: mm_struct, vma: vm_area_struct) -> None
         pte_unlock(src, ptep)
         pte_unlock(dst, into)
         kernel.sched.cond_resched()
+
+
+def _tables_for(
+    dst: mm_struct, src: mm_struct, level: int, table: int, addr: int, end: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Give ``dst`` each table that ``src`` has below ``table`` (of ``level``) in [addr, end), empty ones too.
+
+    Yields for every pte table (the first pte in ``dst``, the first pte in ``src``, addr, end).
+    """
+    layout = src.layout
+    below = level + 1
+    for _, value, start, stop in entries_in(src, level, table, addr, end):
+        child = value & format_of(src, level).table_mask
+        into = alloc_entry(dst, start, below)
+        if into < 0:
+            raise syscall_error(errno.ENOMEM, "no frame left for a child's page table")
+        if below == layout.pte_level:
+            yield into, layout.entry_address(below, child, start), start, stop
+        else:
+            yield from _tables_for(dst, src, below, child, start, stop)
 
 
 def _copy_ptes(

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from polymmu.errors import SegmentationFault, syscall_error
+from polymmu.errors import SegmentationFault, SyscallError, syscall_error
 from polymmu.hardware.ram import MAPCOUNT, NONZERO
 from polymmu.hooks import ArchKernel
 from polymmu.mm.frames import (
@@ -143,13 +143,14 @@ def expand_stack(vma: vm_area_struct, addr: int) -> str:
     kernel: ArchKernel = mm.kernel
     page_size = mm.layout.page_size
     start = addr & -page_size
-    if vma.vm_end - start > STACK_LIMIT:
-        return f"the stack may not grow beyond {STACK_LIMIT >> 20} MiB"
     prev = vma.vm_prev
     if start < kernel.shape.limits.first_user_address + page_size or (
         prev is not None and prev.vm_end > start - page_size
     ):
         return "the stack may not grow into another mapping"
+    anon_vma_prepare(vma)  # Linux needs its lock to move the boundary, and keeps it where the limit refuses
+    if vma.vm_end - start > STACK_LIMIT:
+        return f"the stack may not grow beyond {STACK_LIMIT >> 20} MiB"
     mm.total_vm += (vma.vm_start - start) >> mm.layout.page_shift
     vma_adjust(mm, [(vma, start, vma.vm_end)])
     return ""
@@ -246,7 +247,8 @@ def _file_fault(
         filled = read_pte(mm, ptep) != kernel.shape.pte.empty
         # Truncation writes the size, then takes the page out of the cache: a page that is still in it may be
         # mapped, for truncation has yet to come this way (A1.8).
-        ours = not filled and is_cached_at(kernel, mapping, index, cached)
+        inside = index * page_size < file.size
+        ours = not filled and inside and is_cached_at(kernel, mapping, index, cached)
         if ours:
             if private:
                 _new_anon(kernel, mm, pfn)
@@ -473,7 +475,7 @@ def populate(vma: vm_area_struct, start: int, end: int) -> None:
         if file is None:
             wanted, done = _map_in_table(vma, pages, write)
         else:
-            wanted, done = len(pages), _populate_file(vma, pages.tolist(), write)
+            wanted, done = _populate_file(vma, pages.tolist(), write)
         if done:
             kernel.events.fault(mm, start, "minor", done)
         if done < wanted:
@@ -482,17 +484,19 @@ def populate(vma: vm_area_struct, start: int, end: int) -> None:
         kernel.sched.cond_resched()
 
 
-def _populate_file(vma: vm_area_struct, pages: list[int], write: bool) -> int:
-    """Bring pages of a mapped file one by one; how many are there before memory runs out."""
+def _populate_file(vma: vm_area_struct, pages: list[int], write: bool) -> tuple[int, int]:
+    """Bring pages of a mapped file one by one. (How many were missing before memory ran out, how many came)."""
     mm = vma.vm_mm
     kernel: ArchKernel = mm.kernel
-    for n, page in enumerate(pages):
+    done = 0
+    for page in pages:
         ptep = alloc_entry(mm, page)
         if ptep < 0:
-            return n
+            return done + 1, done
         if read_pte(mm, ptep) == kernel.shape.pte.empty:
             try:
                 _file_fault(kernel, vma, page, ptep, "store" if write else "load", page)
-            except OSError:  # out of memory
-                return n
-    return len(pages)
+            except SyscallError:  # out of memory
+                return done + 1, done
+            done += 1
+    return done, done

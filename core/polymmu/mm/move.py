@@ -38,7 +38,10 @@ def move_page_tables(
         old, new = old_addr + done, new_addr + done
         missing = _first_missing(mm, old)
         if missing >= 0:
-            done += _extent(layout.span_of(missing), old, old, length - done)
+            # A level that whole tables may move at is made in the new place first, then the one below looked at.
+            if missing == layout.pmd_level > 1 and alloc_entry(mm, new, missing - 1) < 0:
+                return done
+            done += _extent(layout.span_of(missing), old, new, length - done)
             continue
         if mapping is not None:
             mapping.i_mmap_lock.lock()

@@ -82,9 +82,12 @@ def find_or_read_page(kernel: AnyKernel, file: File, index: int) -> int:
     if pfn < 0:
         return -1
     content = file.read_page(index) if file.read_page is not None else b""
+    page_size = kernel.shape.layout.page_size
+    content = content[
+        : max(min(page_size, file.size - index * page_size), 0)
+    ]  # it may have been cut meanwhile
     if content:
-        page_size = kernel.shape.layout.page_size
-        kernel.ram.write(pfn * page_size, content[:page_size])
+        kernel.ram.write(pfn * page_size, content)
         kernel.frames.flags[pfn] |= NONZERO
     kernel.sched.spend(kernel.description.costs.page_clear, "page")
     won: int | None = mapping.pages.get(index)

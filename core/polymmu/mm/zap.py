@@ -177,7 +177,8 @@ def _cached_in(kernel: ArchKernel, values: EntryRun, mapping: address_space) -> 
     high = (values & np.uint64(pte.high_frame_mask)) << np.uint64(pte.high_frame_shift)
     pfns = (values & np.uint64(pte.frame_mask) | high) >> np.uint64(kernel.shape.layout.page_shift)
     pfns = np.where(pfns < kernel.frames.count, pfns, 0)  # frame 0 is in no cache
-    return kernel.frames.table[MAPPING, pfns] == mapping.slot + 1
+    cached: NDArray[np.bool_] = kernel.frames.table[MAPPING, pfns] == mapping.slot + 1
+    return cached
 
 
 def _zap_run(tlb: mmu_gather, vma: vm_area_struct, ptep: int, addr: int, n: int) -> tuple[bool, bool]:
