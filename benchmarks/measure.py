@@ -1,8 +1,9 @@
 """How things are measured: taken in turns, medians, and rows that carry their own target.
 
 A busy computer slows down everything that runs at that moment. So what is to be compared runs in turns, round
-after round, and medians are compared: ``side_by_side``. What a measurement needs is prepared outside the clock,
-afresh for each round.
+after round, and medians are compared: ``side_by_side``. The clock is the measuring thread's CPU time, which
+stands still while something else has the processor; only whole processes are timed by the wall. What a
+measurement needs is prepared outside the clock, afresh for each round.
 """
 
 from __future__ import annotations
@@ -77,14 +78,14 @@ class Row:
 
 
 def once(subject: Subject) -> float:
-    """Seconds that one prepared call takes. Garbage of the preparation is collected before, none during."""
+    """CPU seconds of one prepared call. Garbage of the preparation is collected before, none during."""
     run = subject()
     gc.collect()
     gc.disable()
     try:
-        start = time.perf_counter()
+        start = time.thread_time()
         run()
-        return time.perf_counter() - start
+        return time.thread_time() - start
     finally:
         gc.enable()
 

@@ -56,9 +56,9 @@ def start_of_machine() -> str:
     """
     machine(memory="16MiB")
     bytes_before = resident_bytes()
-    start = time.perf_counter()
+    start = time.thread_time()
     large = machine(memory="64GiB")
-    seconds = time.perf_counter() - start
+    seconds = time.thread_time() - start
     assert large.kernel.ram.size == 64 << 30
     return json.dumps([seconds, resident_bytes() - bytes_before])
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from polymmu.report import Report
     from polymmu.workload.model import Workload
 
+    __version__: str
+
 __all__ = [
     "Machine",
     "PluginMistake",

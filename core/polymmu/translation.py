@@ -65,10 +65,9 @@ def translate(
     else:
         ram = image.ram if isinstance(image, Image) else image
     translation = ops.translation(section, known)
-    if image is None and not registers:
-        root = machine.kernel.cpus[0].root
-    else:
-        root = ops.root_of(section, known, space)
+    root = (
+        machine.kernel.cpus[0].root if image is None and not registers else ops.root_of(section, known, space)
+    )
     if covers is not None and not covers(root, 1):
         raise UserMistake(
             f"the image does not hold the root table at {root:#x}; check the registers", place=str(memory)

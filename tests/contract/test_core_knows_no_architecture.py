@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 CORE = Path(__file__).parents[2] / "core" / "polymmu"
-NAMES = re.compile(r"x86|i386|amd64|ia64|itanium|ppc|powerpc|sparc|s390|riscv|arm64|\bpae\b|pcid|cr3", re.IGNORECASE)
+NAMES = re.compile(
+    r"x86|i386|amd64|ia64|itanium|ppc|powerpc|sparc|s390|riscv|arm64|\bpae\b|pcid|cr3", re.IGNORECASE
+)
 # A trace of a real program carries the call numbers of the system it was recorded on.
 RECORDED_ON = {"syscalls.py"}
 
@@ -33,9 +35,7 @@ def code_words(tree: ast.Module) -> list[tuple[int, str]]:
             words.append((node.lineno, node.attr))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             words.append((node.lineno, node.value))
-        elif isinstance(node, ast.alias):
-            words.append((node.lineno, node.name))
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+        elif isinstance(node, (ast.alias, ast.FunctionDef | ast.ClassDef)):
             words.append((node.lineno, node.name))
     return words
 

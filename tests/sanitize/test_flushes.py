@@ -45,8 +45,10 @@ def running(made: Machine) -> tuple[Mm, CpuHandle, int]:
 
 
 def tally(made: Machine, call: str) -> dict[str, int]:
-    row: dict[str, int] = made.report().to_dict()["flushes"]["by_call"].get(
-        call, {"issued": 0, "needed": 0, "redundant": 0, "missing": 0}
+    row: dict[str, int] = (
+        made.report()
+        .to_dict()["flushes"]["by_call"]
+        .get(call, {"issued": 0, "needed": 0, "redundant": 0, "missing": 0})
     )
     return row
 
