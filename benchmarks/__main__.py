@@ -58,8 +58,7 @@ def number(value: float | None) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows in columns; a missed target is said in words."""
-    header = ("what", "figure", "ratio", "target", "")
-    lines = [header]
+    lines: list[tuple[str, ...]] = [("what", "figure", "ratio", "target", "")]
     for row in rows:
         ratio = "" if row.ratio is None else f"{number(row.ratio)} x {row.reference}"
         verdict = {None: "", True: "met", False: "MISSED"}[row.is_met]

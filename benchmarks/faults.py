@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measure import GIB, Row, Subject, Target, side_by_side
+from benchmarks.measure import GIB, MIB, Row, Subject, Target, side_by_side
 from benchmarks.workloads import Lab, machine
 
 __all__ = ["faults"]
@@ -50,7 +50,7 @@ def populating(length: int) -> Subject:
     """mmap with populate, and munmap, of ``length`` bytes."""
 
     def prepare() -> Callable[[], object]:
-        mm = machine(memory=str(2 * length)).new_mm()
+        mm = machine(memory=str(max(2 * length, 2 * MIB))).new_mm()
         return lambda: mm.munmap(mm.mmap(length, populate=True), length)
 
     return prepare

@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 
-__all__ = ["KIB", "MIB", "GIB", "TIB", "Row", "Subject", "Target", "once", "resident_bytes", "side_by_side"]
+__all__ = ["GIB", "KIB", "MIB", "TIB", "Row", "Subject", "Target", "once", "resident_bytes", "side_by_side"]
 
 KIB, MIB, GIB, TIB = (1 << shift for shift in (10, 20, 30, 40))
 

@@ -60,7 +60,7 @@ def _sum(column: NDArray[Any]) -> int:  # pragma: no cover - compiled
     total = np.uint64(0)
     for value in column:
         total += value
-    return total  # type: ignore[no-any-return]
+    return int(total)
 
 
 class Lab:

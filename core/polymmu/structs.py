@@ -203,11 +203,15 @@ class File:
 
 @attrs.define(eq=False, slots=True)
 class anon_vma:
-    """Ties an anonymous page to the vmas that may map it. Here: only that a vma has had anonymous pages."""
+    """Ties an anonymous page to the vmas that may map it. Here: only that a vma has had anonymous pages.
+
+    ``inherited``: made by a fork, so that a page of it may be an ancestor's too.
+    """
 
     slot: int
     generation: int = 0
     references: int = 0
+    inherited: bool = False
 
 
 @attrs.define(eq=False, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import struct
 import subprocess
@@ -23,9 +24,13 @@ import attrs
 from tests.referee import bare_process
 from tests.referee.bare_process import CALL, FORK, LOAD, STORE, slot_address
 
-__all__ = ["Process", "Reading", "Zygote", "why_not_here"]
+__all__ = ["Process", "Reading", "Zygote", "too_old_for_the_rules", "why_not_here"]
 
 NR_MUNMAP, NR_FORK, NR_EXIT_GROUP = 11, 57, 231
+RULES_FROM = (6, 18)
+VSYSCALL = 0xFFFF_FFFF_FF60_0000
+"""A page of the kernel's that every process is shown to have."""
+
 PIPES = 6
 """Processes that can live at a time, the zygote among them."""
 
@@ -46,7 +51,18 @@ def why_not_here() -> str:
         return "/proc/self/status has no VmPTE line: this kernel does not say how large page tables are"
     balancing = Path("/proc/sys/kernel/numa_balancing")
     if balancing.exists() and balancing.read_text().strip() != "0":
-        return "kernel.numa_balancing is on: the kernel takes rights away to sample accesses, which adds faults"
+        return (
+            "kernel.numa_balancing is on: the kernel takes rights away to sample accesses, which adds faults"
+        )
+    return ""
+
+
+def too_old_for_the_rules() -> str:
+    """Why generated programs would differ on this host for reasons nobody wrote down, or an empty string."""
+    release = os.uname().release if hasattr(os, "uname") else ""
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    if numbers is None or tuple(map(int, numbers.groups())) < RULES_FROM:
+        return f"docs/referee.md gives the rules for Linux {RULES_FROM[0]}.{RULES_FROM[1]} on; this is '{release}'"
     return ""
 
 
@@ -78,7 +94,9 @@ class Process:
         """A child, waiting for commands."""
         slot = self.zygote.free_slots.pop()
         arguments = (0, 0, 0, 0, slot_address(slot), self.zygote.commands[slot][0])
-        pid = self._command(FORK, NR_FORK, *arguments) + self._reply()  # one of the two replies is the child's 0
+        pid = (
+            self._command(FORK, NR_FORK, *arguments) + self._reply()
+        )  # one of the two replies is the child's 0
         assert pid > 0, os.strerror(-pid)
         child = Process(self.zygote, pid, slot)
         child.origin = self.zygote.origin
@@ -108,6 +126,16 @@ class Process:
         faults = int(os.pread(self.stat, 4096, 0).rpartition(b")")[2].split()[7])
         return Reading(table_kib * 1024 - self.origin.table_bytes, faults - self.origin.faults)
 
+    def mappings(self) -> list[tuple[int, int, str]]:
+        """(start, end, rights) of every mapping but its own page, ascending."""
+        found = []
+        for line in Path(f"/proc/{self.pid}/maps").read_text().splitlines():
+            addresses, rights = line.split(None, 2)[:2]
+            start, end = (int(word, 16) for word in addresses.split("-"))
+            if start not in (bare_process.PAGE, VSYSCALL):
+                found.append((start, end, rights[:3].replace("-", "")))
+        return found
+
     def _command(self, what: int, number: int, *arguments: int) -> int:
         self._send(what, number, *arguments)
         return self._reply()
@@ -121,7 +149,9 @@ class Process:
 
     def _send(self, what: int, number: int, *arguments: int) -> None:
         words = (what, number, *arguments, *[0] * (6 - len(arguments)))
-        os.write(self.zygote.commands[self.slot][1], struct.pack("<8Q", *(word & (1 << 64) - 1 for word in words)))
+        os.write(
+            self.zygote.commands[self.slot][1], struct.pack("<8Q", *(word & (1 << 64) - 1 for word in words))
+        )
 
 
 class Zygote:
@@ -159,11 +189,9 @@ class Zygote:
         self._undo.close()
 
     def _unmap_python(self) -> None:
-        """Leave the zygote nothing but its page. What cannot be unmapped (vsyscall) is outside of its tables."""
-        for line in Path(f"/proc/{self.process.pid}/maps").read_text().splitlines():
-            low, high = (int(word, 16) for word in line.split()[0].split("-"))
-            if low != bare_process.PAGE:
-                self.process.syscall(NR_MUNMAP, low, high - low)
+        """Leave the zygote nothing but its page."""
+        for start, end, _ in self.process.mappings():
+            self.process.syscall(NR_MUNMAP, start, end - start)
 
     def _measure_origin(self) -> None:
         self.origin = Reading(0, 0)

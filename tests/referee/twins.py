@@ -16,7 +16,7 @@ from polymmu.errors import SyscallError
 from polymmu.machine import Mm
 from polymmu.mm.tables import find_entry, pfn_of, read_pte, read_ptes, table_runs
 from polymmu.mm.vma import find_vma, vmas_of
-from polymmu.structs import PG_ANON, VM_GROWSDOWN, VM_SHARED, vm_area_struct
+from polymmu.structs import PG_ANON, VM_GROWSDOWN, VM_SHARED, VM_WRITE, vm_area_struct
 from tests.referee.real import Process, Reading, Zygote
 
 __all__ = ["PAGE", "Referee", "Twin"]
@@ -50,8 +50,11 @@ class Referee:
         """Anonymous frames that a fork shared and that no store has claimed since (rule exclusive)."""
 
     def start(self) -> Twin:
-        """A process with nothing mapped, on both sides."""
-        return Twin(self, self.zygote.process.fork(), self.machine.new_mm())
+        """A process with nothing mapped, on both sides; its heap begins where the kernel says."""
+        twin = Twin(self, self.zygote.process.fork(), self.machine.new_mm())
+        self.cpu.switch_mm(twin.mm)
+        twin.mm.set_brk_start(-(-twin.real.syscall(NR_BRK, 0) // PAGE) * PAGE)
+        return twin
 
     def end(self) -> None:
         """End every twin, the youngest first, without a look at what they had."""
@@ -86,6 +89,11 @@ class Twin:
     def reading(self) -> Reading:
         """What the emulator counts for its side."""
         return Reading(sum(self.mm.struct.nr_tables[1:]) * PAGE, self.faults)
+
+    def compare_mappings(self, step: str) -> None:
+        """Where this process's mappings begin and end, after ``step``: what was merged, and what was not."""
+        kernel, emulator = self.real.mappings(), self.mm.mappings()
+        assert emulator == kernel, f"after {step}: emulator {spelt(emulator)}, kernel {spelt(kernel)}"
 
     # ------------------------------------------------------------------ system calls
     def mmap(
@@ -158,21 +166,23 @@ class Twin:
             lambda: self.mm.madvise(at, length, "dontneed"),
         )
 
-    def brk(self, grow: int) -> None:
-        """Move the break by ``grow`` bytes; the first call asks where it is and tells the emulator."""
-        now = self.real.syscall(NR_BRK, 0)
-        if self.mm.struct.start_brk != now:
-            self.mm.set_brk_start(now)
+    def brk(self, size: int) -> int:
+        """Make the heap ``size`` bytes long; where it starts."""
+        start = self.mm.struct.start_brk
         self._both(
-            f"brk({now + grow:#x})",
-            lambda: self.real.syscall(NR_BRK, now + grow),
-            lambda: self.mm.brk(now + grow),
+            f"brk({start + size:#x})",
+            lambda: self.real.syscall(NR_BRK, start + size),
+            lambda: self.mm.brk(start + size),
         )
+        return start
 
     def fork(self) -> Twin:
         """A child twin. What both map now, neither owns."""
-        self.referee.forked.update(pfn for _, pfn, _ in self._anonymous_pages(0, self.referee.machine.task_size))
+        self.referee.forked.update(
+            pfn for _, pfn, _ in self._anonymous_pages(0, self.referee.machine.task_size)
+        )
         child = Twin(self.referee, self.real.fork(), self.mm.fork())
+        child.compare_mappings("fork")
         self.referee.compare("fork")
         return child
 
@@ -202,7 +212,7 @@ class Twin:
             return
         if self._access(addr, "store"):
             self.real.store(addr)
-            self._claim(addr, 1)
+            self._claim(addr & -PAGE, PAGE)
         else:
             assert self.real.syscall(NR_GETRANDOM, addr, 1, 0) == -errno.EFAULT, hex(addr)
         self.referee.compare(f"store to {addr:#x}")
@@ -220,6 +230,7 @@ class Twin:
             got = refusal.errno
         self.faults += self.referee.faults() - before
         assert got == (-wanted if -4096 < wanted < 0 else 0), f"{step}: emulator {got}, kernel {wanted}"
+        self.compare_mappings(step)
         self.referee.compare(step)
 
     def _access(self, addr: int, kind: str) -> bool:
@@ -251,9 +262,8 @@ class Twin:
             return False
         if addr < vma.vm_start:
             below = vma.vm_prev
-            return bool(
-                vma.vm_flags & VM_GROWSDOWN and below is not None and addr - below.vm_end < STACK_GUARD_GAP + PAGE
-            )
+            gap = (addr & -PAGE) - below.vm_end if below is not None else STACK_GUARD_GAP
+            return bool(vma.vm_flags & VM_GROWSDOWN) and gap < STACK_GUARD_GAP
         return vma.vm_file is not None and file_page(vma, addr) * PAGE >= vma.vm_file.size
 
     def _pages_around(self, addr: int) -> list[int]:
@@ -261,8 +271,10 @@ class Twin:
         vma = find_vma(self.mm.struct, addr)
         if vma is None or addr < vma.vm_start or vma.vm_file is None or self._is_present(addr):
             return []
-        first = addr & -FAULT_AROUND
-        pages = range(max(first, vma.vm_start), min(first + FAULT_AROUND, vma.vm_end), PAGE)
+        # From a multiple of 64 KiB on, or from the mapping's start; 64 KiB long, but not beyond the pte table.
+        first = max(addr & -FAULT_AROUND, vma.vm_start)
+        end = min(first + FAULT_AROUND, (addr | TABLE - 1) + 1, vma.vm_end)
+        pages = range(first, end, PAGE)
         cached = vma.vm_file.mapping.pages
         return [page for page in pages if file_page(vma, page) in cached and not self._is_present(page)]
 
@@ -289,14 +301,17 @@ class Twin:
     def _exclusive_pages(self, at: int, length: int) -> list[int]:
         """Rule exclusive: pages that today's mprotect makes writable at once."""
         pages = self._anonymous_pages(at, length)
-        return [page for page, pfn, vma in pages if pfn not in self.referee.forked and vma.vm_flags & 2]
+        return [
+            page for page, pfn, vma in pages if pfn not in self.referee.forked and vma.vm_flags & VM_WRITE
+        ]
 
     def _claim(self, at: int, length: int) -> None:
-        """A store has been here: what is mapped now is this process's own."""
-        first = at & -PAGE
-        self.referee.forked.difference_update(
-            pfn for _, pfn, _ in self._anonymous_pages(first, at + length - first)
-        )
+        """Stores have been to these pages: what is mapped there now is this process's own."""
+        self.referee.forked.difference_update(pfn for _, pfn, _ in self._anonymous_pages(at, length))
+
+
+def spelt(mappings: list[tuple[int, int, str]]) -> str:
+    return " ".join(f"{start:#x}-{end:#x}:{rights or 'none'}" for start, end, rights in mappings)
 
 
 def protection(prot: str) -> int:

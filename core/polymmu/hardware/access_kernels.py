@@ -19,20 +19,17 @@ from polymmu.hardware.state import (
     D_COUNTS,
     D_HITS,
     D_HOLDS,
+    D_WAYS,
     D_WEIGHT,
     DESCRIPTOR,
     DESCRIPTORS,
     DIRTY,
     DONE,
     E_INFO,
-    E_ORDINAL,
-    E_OWNER,
-    E_SHIFT,
     E_SPACE,
-    E_WEIGHT,
     F_HITS,
-    F_PAGE,
-    F_RECORD,
+    F_STAMP,
+    F_START,
     FAULT,
     FAULT_ACCESS,
     FAULT_CODE,
@@ -48,24 +45,29 @@ from polymmu.hardware.state import (
     FRONT_ROW,
     GLOBAL,
     GROW,
-    HIT_BITS,
+    IS_RADIX,
     MAX_TLB_LEVELS,
     MISS_ADDRESS,
     MODIFY_SHORTCUT,
     NEED,
     NR_TLBS,
+    ORDINAL_MASK,
     OUT_FRAME,
     OUT_GLOBAL,
     OUT_INFO,
     OUT_ORDINAL,
     OUT_SHIFT,
+    P_CACHE,
+    P_COUNT,
+    P_ORDINAL,
+    P_SHIFT,
     PA,
     PEEK,
     PENDING,
     PENDING_HEAD,
     PENDING_TAIL,
-    PLACE_MASK,
     PRIVILEGE,
+    PROBE,
     PROBE_ROWS,
     PROBES,
     REAL_SHIFT,
@@ -78,10 +80,12 @@ from polymmu.hardware.state import (
     WALK,
     WALK_ROOT,
 )
-from polymmu.hardware.tlb_kernels import drop_page, fill_level, find, page_number, touch
+from polymmu.hardware.tlb_kernels import drop_page, fill_levels, find, page_number, shortcut, touch, ways_of
+from polymmu.hardware.walk_kernels import radix_walk
 
 LOAD, STORE, MODIFY = 1, 2, 3
 NO_PERMISSION = 3
+DROPPED = 3  # as a verdict, beside DONE and FAULT
 GROWTH_PER_ACCESS = 64  # slots of the touched-page table that one access may take at most
 
 
@@ -99,22 +103,20 @@ def refuse(state: Words, va: int, access: int, kind: int) -> int:
 
 
 @step
-def lookup(state: Words, access: int, va: int) -> tuple[int, int]:
-    """Where the TLBs know ``va``: (record, level), not noting the use; record 0: nowhere."""
-    base = state[BASE_SHIFT]
-    vpn = page_number(va, base)
+def lookup(state: Words, access: int, va: int) -> tuple[int, int, int]:
+    """Where the TLBs know ``va``: (entry, TLB, level), not noting the use; entry 0: nowhere."""
+    space = state[ASID]
     for level in range(state[TLB_LEVELS]):
-        row = (PROBE_ROWS + (access * MAX_TLB_LEVELS + level) * 2) & PLACE_MASK
-        for n in range(state[row + 1]):
-            probe = (state[row] + n) & PLACE_MASK
-            cache = state[PROBES + 2 * probe] & PLACE_MASK
-            ordinal = state[PROBES + 2 * probe + 1] & 15
-            if state[cache + D_COUNTS + ordinal]:
-                shift = state[SIZES + ordinal] - base
-                record = find(state, cache, vpn >> shift, shift, state[ASID])
-                if record:
-                    return record, level
-    return 0, 0
+        row = PROBE_ROWS + (access * MAX_TLB_LEVELS + level) * 2
+        first = PROBES + (state[row]) * PROBE
+        for probe in range(first, first + (state[row + 1]) * PROBE, PROBE):
+            if state[state[probe + P_COUNT]]:
+                cache = state[probe + P_CACHE]
+                page = page_number(va, state[probe + P_SHIFT])
+                entry = find(state, cache, page, state[probe + P_ORDINAL], space)
+                if entry:
+                    return entry, cache, level
+    return 0, 0, 0
 
 
 @kernel
@@ -136,120 +138,107 @@ def repeat_first_fault(state: Words, ram: Words, va: int, access: int) -> None:
 @kernel
 def mark_dirty(state: Words, va: int, space: int) -> None:
     """A store set the page's dirty bit: note it in every TLB that serves stores."""
-    base = state[BASE_SHIFT]
     for n in range(state[NR_TLBS]):
         cache = DESCRIPTORS + n * DESCRIPTOR
         if state[cache + D_HOLDS] & (1 << STORE):
             for ordinal in range(16):
                 if state[cache + D_COUNTS + ordinal]:
-                    shift = state[SIZES + ordinal]
-                    record = find(state, cache, page_number(va, shift), shift - base, space)
-                    if record:
-                        state[record + E_INFO] |= DIRTY
+                    entry = find(state, cache, page_number(va, state[SIZES + ordinal]), ordinal, space)
+                    if entry:
+                        state[entry + E_INFO * state[cache + D_WAYS]] |= DIRTY
+
+
+@kernel
+def ask_again(state: Words, ram: Words, access: int, va: int, entry: int, cache: int) -> int:
+    """A TLB entry lacks what the access needs: refuse, or walk for the dirty bit it was loaded without.
+
+    Returns DONE where the entry may be used now, FAULT, or DROPPED where the tables changed behind the
+    TLB's back: what it knew is then of no use, and what the walk found is to be loaded.
+    """
+    info = state[entry + E_INFO * ways_of(state, cache)]
+    if ~info & state[NEED + access] & ~DIRTY:
+        state[FAULT_PLACE] = -1
+        state[FAULT_ENTRY] = info
+        return refuse(state, va, access, NO_PERMISSION)
+    kind = call_miss(state[MISS_ADDRESS], state, ram, va, access, WALK)
+    if kind:
+        return refuse(state, va, access, kind)
+    inside = va & ((1 << state[OUT_SHIFT]) - (1 << state[SIZES + (state[entry] & ORDINAL_MASK)]))
+    same = state[OUT_SHIFT] == state[SIZES + ((info & FLAG_BITS) >> REAL_SHIFT)]
+    if same and state[OUT_FRAME] + inside == info & ADDRESS_BITS:
+        mark_dirty(state, va, state[ASID])
+        return DONE
+    drop_page(state, va, state[ASID])
+    return DROPPED
+
+
+@step
+def miss(state: Words, ram: Words, va: int, access: int) -> int:
+    """Walk as hardware does, by the miss routine; the one of radix tables is part of the loop."""
+    if state[IS_RADIX]:
+        return radix_walk(state, ram, va, access, WALK)
+    return call_miss(state[MISS_ADDRESS], state, ram, va, access, WALK)
 
 
 @step
 def access_page(state: Words, seen: Words, ram: Words, access: int, va: int, stamp: int) -> int:
     """One access to one page, by the rules. Returns DONE with ``state[PA]`` set, or FAULT."""
-    need = state[NEED + access]
-    record, level = lookup(state, access, va)
-    if record:
-        info = state[record + E_INFO]
-        if ~info & need & ~DIRTY:
-            state[FAULT_PLACE] = -1
-            state[FAULT_ENTRY] = info
-            return refuse(state, va, access, NO_PERMISSION)
-        if ~info & need:
-            # The entry was loaded with a clear dirty bit: the walk that sets it reads the tables again.
-            kind = call_miss(state[MISS_ADDRESS], state, ram, va, access, WALK)
+    entry, cache, levels = lookup(state, access, va)
+    verdict = DONE
+    if entry and ~state[entry + E_INFO * ways_of(state, cache)] & state[NEED + access]:
+        verdict = ask_again(state, ram, access, va, entry, cache)
+        if verdict == FAULT:
+            return FAULT
+    if entry and verdict == DONE:
+        ways = ways_of(state, cache)
+        state[cache + D_HITS] += 1
+        touch(state, cache, entry, stamp)
+        info = state[entry + E_INFO * ways]
+        space = state[entry + E_SPACE * ways]
+        ordinal = state[entry] & ORDINAL_MASK
+        shift = state[SIZES + ordinal]
+    else:
+        if verdict == DONE:
+            if state[PENDING_HEAD] < state[PENDING_TAIL]:
+                repeat_first_fault(state, ram, va, access)
+            kind = miss(state, ram, va, access)
             if kind:
                 return refuse(state, va, access, kind)
-            size = (1 << (state[record + E_SHIFT] + state[BASE_SHIFT])) - 1
-            inside = va & ((1 << state[OUT_SHIFT]) - 1) & ~size
-            same = state[OUT_SHIFT] == state[SIZES + ((info & FLAG_BITS) >> REAL_SHIFT)]
-            if same and state[OUT_FRAME] + inside == info & ADDRESS_BITS:
-                mark_dirty(state, va, state[ASID])
-            else:  # the tables changed behind the TLB's back: what it knew is of no use
-                drop_page(state, va, state[ASID])
-                return load_translation(state, seen, access, va, stamp)
-        cache = state[record + E_OWNER] & PLACE_MASK
-        state[cache + D_HITS] += 1
-        touch(state, cache, record, stamp)
-        info = state[record + E_INFO]
-        frame = info & ADDRESS_BITS
-        shift = state[record + E_SHIFT] + state[BASE_SHIFT]
-        state[PA] = frame + (va & ((1 << shift) - 1))
-        if level == 0:
-            guess(state, access, va, record)
-            return DONE
-        flags = info & FLAG_BITS
-        ordinal = state[record + E_ORDINAL] & 15
-        space = state[record + E_SPACE]
-        refill(state, seen, access, va, level, frame, shift, ordinal, flags, space, stamp)
-        return DONE
-    if state[PENDING_HEAD] < state[PENDING_TAIL]:
-        repeat_first_fault(state, ram, va, access)
-    kind = call_miss(state[MISS_ADDRESS], state, ram, va, access, WALK)
-    if kind:
-        return refuse(state, va, access, kind)
-    return load_translation(state, seen, access, va, stamp)
-
-
-@step
-def load_translation(state: Words, seen: Words, access: int, va: int, stamp: int) -> int:
-    """Fill a TLB of every level with what the miss routine found."""
-    frame = state[OUT_FRAME]
-    shift = state[OUT_SHIFT]
-    ordinal = state[OUT_ORDINAL] & 15
-    flags = state[OUT_INFO] & FLAG_BITS | ordinal << REAL_SHIFT
-    space = GLOBAL if state[OUT_GLOBAL] else state[ASID]
-    state[PA] = frame + (va & ((1 << shift) - 1))
-    refill(state, seen, access, va, state[TLB_LEVELS], frame, shift, ordinal, flags, space, stamp)
+        ordinal = state[OUT_ORDINAL]
+        info = state[OUT_FRAME] | state[OUT_INFO] | ordinal << REAL_SHIFT
+        space = GLOBAL if state[OUT_GLOBAL] else state[ASID]
+        shift = state[OUT_SHIFT]
+        levels = state[TLB_LEVELS]
+    state[PA] = (info & ADDRESS_BITS) + (va & ((1 << shift) - 1))
+    if levels:
+        entry, cache = fill_levels(state, seen, access, va, levels, shift, ordinal, info, space, stamp)
+    if entry:
+        guess(state, access, va, cache, entry)
     return DONE
 
 
 @step
-def refill(
-    state: Words,
-    seen: Words,
-    access: int,
-    va: int,
-    levels: int,
-    frame: int,
-    shift: int,
-    ordinal: int,
-    flags: int,
-    space: int,
-    stamp: int,
-) -> None:
-    """Fill the TLBs of all levels above ``levels``, and guess the first level's entry next time."""
-    for level in range(levels - 1, -1, -1):
-        record = fill_level(state, seen, access, level, va, frame, shift, ordinal, flags, space, stamp)
-        if level == 0 and record:
-            guess(state, access, va, record)
+def guess(state: Words, access: int, va: int, cache: int, entry: int) -> None:
+    """Let this kind of access use ``entry`` for this base page without asking, while it has the right."""
+    missing = ~state[entry + E_INFO * ways_of(state, cache)]
+    held = shortcut(state, cache, entry)
+    if missing & state[NEED + access] == 0:
+        remember(state, access, va, held, state[cache + D_WEIGHT])
+    if access != 0 and state[MODIFY_SHORTCUT] and missing & state[NEED + MODIFY] == 0:
+        remember(state, MODIFY, va, held, state[cache + D_WEIGHT] * 2)
 
 
 @step
-def guess(state: Words, access: int, va: int, record: int) -> None:
-    """Let this kind of access use ``record`` for this base page without asking, while it has the right."""
-    missing = ~state[record + E_INFO] & state[NEED + access]
-    if missing == 0:
-        remember(state, access, va, record, state[record + E_WEIGHT])
-    if access != 0 and state[MODIFY_SHORTCUT] and ~state[record + E_INFO] & state[NEED + MODIFY] == 0:
-        remember(state, MODIFY, va, record, state[record + E_WEIGHT] * 2)
-
-
-@step
-def remember(state: Words, op: int, va: int, record: int, hits: int) -> None:
+def remember(state: Words, op: int, va: int, held: int, hits: int) -> None:
     """Write one row of shortcuts."""
     page = va >> state[BASE_SHIFT]
-    row = (FRONT + (op << FRONT_BITS | (page & FRONT_MASK)) * FRONT_ROW) & PLACE_MASK
-    state[row + F_PAGE] = page
-    state[row + F_RECORD] = record
+    row = FRONT + (op << FRONT_BITS | (page & FRONT_MASK)) * FRONT_ROW
+    state[row + F_START] = page << state[BASE_SHIFT]
+    state[row + F_STAMP] = held
     state[row + F_HITS] = hits
 
 
-@step
+@kernel
 def access_parts(
     state: Words, seen: Words, ram: Words, op: int, va: int, size: int, part: int, stamp: int
 ) -> int:
@@ -276,13 +265,3 @@ def access_parts(
         part += 1
     state[RESUME] = 0
     return DONE
-
-
-@step
-def unpack_hits(state: Words, packed: int) -> None:
-    """Add a packed hit counter to the first-level TLBs' counts."""
-    bits = state[HIT_BITS]
-    for n in range(state[NR_TLBS]):
-        cache = DESCRIPTORS + n * DESCRIPTOR
-        if state[cache + D_WEIGHT]:
-            state[cache + D_HITS] += packed // state[cache + D_WEIGHT] & ((1 << bits) - 1)

@@ -9,7 +9,7 @@ so the search stops at the first access that could fault in any other way.
 from __future__ import annotations
 
 from polymmu.hardware.access_kernels import lookup
-from polymmu.hardware.compile import Words, call_miss, kernel, step
+from polymmu.hardware.compile import Words, call_miss, kernel, pointer_to, step
 from polymmu.hardware.state import (
     BASE_SHIFT,
     DIRTY,
@@ -29,7 +29,7 @@ from polymmu.hardware.state import (
     ROWS,
     WALK_ROOT,
 )
-from polymmu.hardware.tlb_kernels import page_number
+from polymmu.hardware.tlb_kernels import page_number, ways_of
 
 LOAD, STORE, MODIFY = 1, 2, 3
 NOT_PRESENT = 1
@@ -66,8 +66,8 @@ def look_ahead(
     sizes: Words,
     start: int,
     stop: int,
-    state: Words,
-    ram: Words,
+    words: Words,
+    memory: Words,
     low: int,
     high: int,
     limit: int,
@@ -77,6 +77,8 @@ def look_ahead(
     ``start`` is the access that faulted, at its part ``state[RESUME]``. Reads tables and TLBs, changes
     nothing else in the state but scratch.
     """
+    state = pointer_to(words)
+    ram = pointer_to(memory)
     base = state[BASE_SHIFT]
     wanted = state[FAULT_ACCESS]
     part = state[RESUME] + 1
@@ -101,9 +103,9 @@ def look_ahead(
                 if access == wanted or (access == LOAD and wanted == STORE):
                     continue
                 return found
-            record, _ = lookup(state, access, where)
-            if record:
-                missing = ~state[record + E_INFO] & state[NEED + access]
+            entry, cache, _ = lookup(state, access, where)
+            if entry:
+                missing = ~state[entry + E_INFO * ways_of(state, cache)] & state[NEED + access]
                 if missing == 0:
                     continue
                 if missing != DIRTY:
@@ -112,7 +114,7 @@ def look_ahead(
             if kind == 0:
                 continue
             level = state[FAULT_LEVEL]
-            if record or kind != NOT_PRESENT or access != wanted or not low <= where < high or found == limit:
+            if entry or kind != NOT_PRESENT or access != wanted or not low <= where < high or found == limit:
                 return found
             level = level_of_fault(state, found, where, level)
             if level == 0 and state[NR_ROOT_ENTRIES]:

@@ -26,19 +26,18 @@ from numba import types
 from numba.core import event as numba_event
 from numba.core.dispatcher import Dispatcher
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-__all__ = ["MISS_SIGNATURE", "Words", "address_of", "call_miss", "kernel", "step", "words_at"]
+__all__ = ["MISS_SIGNATURE", "Words", "address_of", "call_miss", "kernel", "pointer_to", "step"]
 
 
 class Words(Protocol):
-    """An array of 64-bit words, as the source of a kernel sees it."""
+    """64-bit words, as the source of a kernel sees them: an array, or the pointer that steps work with."""
 
     @property
     def size(self) -> int:
-        """Number of words."""
+        """Number of words; only an array knows it."""
         ...
 
     def __getitem__(self, place: Any, /) -> int:
@@ -135,36 +134,25 @@ def address_of(routine: Any) -> int:
 def _call_miss(
     typing_context: Any, address: Any, state: Any, ram: Any, va: Any, access: Any, mode: Any
 ) -> Any:
-    """Call the miss routine at ``address``. The arrays go as pointers to their first word.
-
-    Whole arrays would go through the stack, seven words each, written in pieces and read at once: that
-    stalls the processor for longer than a table walk takes.
-    """
+    """Call the miss routine at ``address``."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         word = ir.IntType(64)
         pointer = word.as_pointer()
         function = ir.FunctionType(word, [pointer, pointer, word, word, word])
-        arrays = [context.make_array(WORDS)(context, builder, value).data for value in args[1:3]]
-        return builder.call(builder.inttoptr(args[0], function.as_pointer()), [*arrays, *args[3:]])
+        return builder.call(builder.inttoptr(args[0], function.as_pointer()), list(args[1:]))
 
-    return types.int64(types.int64, WORDS, WORDS, types.int64, types.int64, types.int64), generate
+    return types.int64(types.int64, POINTER, POINTER, types.int64, types.int64, types.int64), generate
 
 
-def _words_at(typing_context: Any, pointer: Any) -> Any:
-    """The words from a pointer on, as an array whose length nobody knows or checks."""
+def _pointer_to(typing_context: Any, array: Any) -> Any:
+    """The place of an array's first word. Indexing it checks nothing, not even for negative places."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        size = ir.Constant(ir.IntType(64), 8)
-        length = ir.Constant(ir.IntType(64), 1 << 60)
-        array = context.make_array(WORDS)(context, builder)
-        populate_array(  # type: ignore[no-untyped-call]
-            array, args[0], [length], [size], size, None
-        )
-        return array._getvalue()
+        return context.make_array(WORDS)(context, builder, args[0]).data
 
-    return WORDS(POINTER), generate
+    return POINTER(WORDS), generate
 
 
 call_miss = cast("Callable[[int, Words, Words, int, int, int], int]", intrinsic(_call_miss))
-words_at = cast("Callable[[Any], Words]", intrinsic(_words_at))
+pointer_to = cast("Callable[[Words], Words]", intrinsic(_pointer_to))

@@ -35,6 +35,7 @@ Columns = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.uin
 WALK_CACHE_SCOPES = {"none": 0, "asid": 1, "path": 2, "all": 3}
 NOTHING_AHEAD: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
 RUN_WINDOW = 4096  # page runs that a look-ahead may see
+MAX_SKIPPED = 15  # faults without a look-ahead after several that found nothing
 
 
 class InternalError(RuntimeError):
@@ -109,6 +110,7 @@ class Cpu:
         self._addresses: object = None
         self._stop = 0
         self._last_fault: list[int] = []
+        self._fruitless = self._searches_to_skip = 0
         self._one_op = np.zeros(1, dtype=np.uint8)
         self._one_address = np.zeros(1, dtype=np.int64)
         self._one_size = np.ones(1, dtype=np.uint8)
@@ -179,7 +181,10 @@ class Cpu:
         self.vectors.fault(self, code, va, self._upcoming)
 
     def _upcoming(self, low: int, high: int, limit: int) -> npt.NDArray[np.uint64]:
-        """See ``Vectors.fault``."""
+        """See ``Vectors.fault``. Where searches find nothing, ever fewer faults make one."""
+        if self._searches_to_skip:
+            self._searches_to_skip -= 1
+            return NOTHING_AHEAD
         words = self._words
         start, stop = self.position, self._stop
         if self._runs is not None:
@@ -196,6 +201,11 @@ class Cpu:
         )
         self._view[at.PENDING_HEAD] = 0
         self._view[at.PENDING_TAIL] = found
+        if not found:
+            self._fruitless = min(2 * self._fruitless + 1, MAX_SKIPPED)
+            self._searches_to_skip = self._fruitless
+            return NOTHING_AHEAD
+        self._fruitless = 0
         pages = words[at.PENDING : at.PENDING + 2 * found : 2] << self.translation.page_shift
         return pages.view(np.uint64)
 
@@ -329,6 +339,7 @@ class Cpu:
         self._addresses = addresses
         self._stop = stop
         self._last_fault = []
+        self._fruitless = self._searches_to_skip = 0
         self._view[at.PENDING_HEAD] = self._view[at.PENDING_TAIL] = 0
 
     # --- what is cached

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from polymmu.hardware.access_kernels import GROWTH_PER_ACCESS, access_page, access_parts
-from polymmu.hardware.compile import Words, kernel, step
+from polymmu.hardware.compile import Words, kernel, pointer_to, step
 from polymmu.hardware.state import (
     ACCESSES,
     ADDRESS_BITS,
@@ -28,13 +28,11 @@ from polymmu.hardware.state import (
     DESCRIPTORS,
     DONE,
     E_INFO,
-    E_OWNER,
-    E_SHIFT,
     E_STAMP,
     F_COUNT,
     F_HITS,
-    F_PAGE,
-    F_RECORD,
+    F_STAMP,
+    F_START,
     FRONT,
     FRONT_BITS,
     FRONT_MASK,
@@ -43,13 +41,16 @@ from polymmu.hardware.state import (
     HAS_PLRU,
     HIT_BITS,
     NR_TLBS,
+    ORDINAL_MASK,
+    OWNER_SHIFT,
     PA,
-    PLACE_MASK,
     RESUME,
     SEEN_ROOM,
+    SIZES,
+    STAMP_MASK,
     STATUS,
 )
-from polymmu.hardware.tlb_kernels import touch
+from polymmu.hardware.tlb_kernels import touch, ways_of
 
 
 @step
@@ -71,21 +72,68 @@ def count_accesses(state: Words, counted: int) -> None:
     state[ACCESSES + 2] += (counted >> 32 & 0xFFFF) + modified
 
 
+@step
+def row_of(op: int, page: int) -> int:
+    """The row of shortcuts of ``page``."""
+    return FRONT + (op << FRONT_BITS | page & FRONT_MASK) * FRONT_ROW
+
+
+@step
+def access_of_run(data: int, writes: int) -> int:
+    """What kind of access a run counts as."""
+    return (2 if writes else 1) if data else 0
+
+
+@step
+def run_by_the_rules(
+    state: Words, seen: Words, ram: Words, access: int, page: int, count: int, done: int, stamp: int
+) -> int:
+    """One run from its touch ``done`` on; returns the touches done, fewer than ``count`` if software must act."""
+    base = state[BASE_SHIFT]
+    while done < count:
+        row = row_of(access, page)
+        if state[row + F_START] == page << base:
+            # All that is left hits the same entry.
+            held = state[row + F_STAMP]
+            cache = held >> OWNER_SHIFT
+            state[cache + D_HITS] += count - done
+            touch(state, cache, (held & STAMP_MASK) - E_STAMP * ways_of(state, cache), stamp)
+            return count
+        if state[SEEN_ROOM] < GROWTH_PER_ACCESS:
+            state[STATUS] = GROW
+            return done
+        if access_page(state, seen, ram, access, page << base, stamp):
+            return done
+        done += 1
+    return done
+
+
 @kernel
 def replay(
-    ops: Words, addresses: Words, sizes: Words, start: int, stop: int, state: Words, seen: Words, ram: Words
+    ops: Words,
+    addresses: Words,
+    sizes: Words,
+    start: int,
+    stop: int,
+    words: Words,
+    touched: Words,
+    memory: Words,
 ) -> int:
     """Do the accesses [start, stop); return the index of the first one not done.
 
     ``ops``: uint8 as in the trace format; ``addresses``: int64; ``sizes``: uint8 bytes. On a fault the
     access at the returned index is done up to, not including, part ``state[RESUME]``.
     """
+    state = pointer_to(words)
+    seen = pointer_to(touched)
+    ram = pointer_to(memory)
     base = state[BASE_SHIFT]
     clock = state[CLOCK] - 4 * start
     # One access adds at most 2 to a TLB's bits of the packed counter, and 1 to 16 bits of `counted`.
     chunk = (1 << (state[HIT_BITS] - 1)) - 1
     part = state[RESUME]
-    shortcut = state[HAS_PLRU] == 0
+    direct = state[HAS_PLRU] == 0
+    page_bytes = np.uint64(1 << base)
     state[STATUS] = DONE
     i = start
     while i < stop and state[STATUS] == DONE:
@@ -94,15 +142,13 @@ def replay(
         counted = 0
         while i < end:
             # The hot loop: nothing in it but hits, so that everything stays in registers.
-            while shortcut and part == 0 and i < end:
+            while direct and part == 0 and i < end:
                 k = np.uint64(i)
                 va = addresses[k]
-                op = ops[k] & 3
-                page = va >> base
-                row = FRONT + (op << FRONT_BITS | (page & FRONT_MASK)) * FRONT_ROW
-                if (state[row + F_PAGE] ^ page) | ((va + sizes[k] - 1) ^ va) >> base:
+                row = row_of(ops[k] & 3, va >> base)
+                if np.uint64(va - state[row + F_START] + sizes[k]) > page_bytes:
                     break
-                state[(state[row + F_RECORD] & PLACE_MASK) + E_STAMP] = clock + 4 * i
+                state[state[row + F_STAMP] & STAMP_MASK] = clock + 4 * i
                 packed += state[row + F_HITS]
                 counted += state[row + F_COUNT]
                 i += 1
@@ -119,12 +165,14 @@ def replay(
     if i > start and state[STATUS] == DONE:
         # The hot loop does not say where an access went; the last one of a batch is the one somebody asks for.
         va = addresses[i - 1]
-        page = va >> base
-        row = (FRONT + ((ops[i - 1] & 3) << FRONT_BITS | (page & FRONT_MASK)) * FRONT_ROW) & PLACE_MASK
-        if state[row + F_PAGE] == page:
-            record = state[row + F_RECORD] & PLACE_MASK
-            inside = (1 << (state[record + E_SHIFT] + base)) - 1
-            state[PA] = (state[record + E_INFO] & ADDRESS_BITS) + (va & inside)
+        row = row_of(ops[i - 1] & 3, va >> base)
+        if state[row + F_START] == va >> base << base:
+            held = state[row + F_STAMP]
+            cache = held >> OWNER_SHIFT
+            ways = ways_of(state, cache)
+            entry = (held & STAMP_MASK) - E_STAMP * ways
+            inside = (1 << state[SIZES + (state[entry] & ORDINAL_MASK)]) - 1
+            state[PA] = (state[entry + E_INFO * ways] & ADDRESS_BITS) + (va & inside)
     return i
 
 
@@ -136,41 +184,45 @@ def replay_runs(
     counts: Words,
     start: int,
     stop: int,
-    state: Words,
-    seen: Words,
-    ram: Words,
+    words: Words,
+    touched: Words,
+    memory: Words,
 ) -> int:
     """Do the page runs [start, stop); return the index of the first one not done.
 
     ``pages``: int64 base-page numbers; ``data``, ``writes``: uint8; ``counts``: int64 touches. A run that
     wrote anywhere counts as stores. ``state[RESUME]`` touches of the run at the returned index are done.
     """
+    state = pointer_to(words)
+    seen = pointer_to(touched)
+    ram = pointer_to(memory)
     base = state[BASE_SHIFT]
     clock = state[CLOCK] - start
+    direct = state[HAS_PLRU] == 0
+    done = state[RESUME]
     state[STATUS] = DONE
     i = start
     while i < stop:
-        page = (pages[i] << base) >> base
-        access = (2 if writes[i] else 1) if data[i] else 0
-        done = state[RESUME]
-        while done < counts[i]:
-            row = FRONT + (access << FRONT_BITS | (page & FRONT_MASK)) * FRONT_ROW
-            if state[row + F_PAGE] == page:
-                record = state[row + F_RECORD]
-                state[state[record + E_OWNER] + D_HITS] += counts[i] - done
-                touch(state, state[record + E_OWNER], record, clock + i)
+        while direct and done == 0 and i < stop:
+            k = np.uint64(i)
+            page = pages[k]
+            access = access_of_run(data[k], writes[k])
+            row = row_of(access, page)
+            if state[row + F_START] != page << base:
                 break
-            state[RESUME] = done
-            if state[SEEN_ROOM] < GROWTH_PER_ACCESS:
-                state[STATUS] = GROW
+            held = state[row + F_STAMP]
+            state[held & STAMP_MASK] = clock + i
+            state[(held >> OWNER_SHIFT) + D_HITS] += counts[k]
+            state[ACCESSES + access] += counts[k]
+            i += 1
+        if i < stop:
+            access = access_of_run(data[i], writes[i])
+            done = run_by_the_rules(state, seen, ram, access, pages[i], counts[i], done, clock + i)
+            if done < counts[i]:
                 break
-            if access_page(state, seen, ram, access, page << base, clock + i):
-                break
-            done += 1
-        if state[STATUS]:
-            break
-        state[RESUME] = 0
-        state[ACCESSES + access] += counts[i]
-        i += 1
+            state[ACCESSES + access] += counts[i]
+            done = 0
+            i += 1
+    state[RESUME] = done
     state[CLOCK] = clock + i + 1
     return i

@@ -116,15 +116,22 @@ class Ram:
 
     def read_entry(self, pa: int, nbytes: int, order: str) -> int:
         """The table entry of 4 or 8 bytes at ``pa`` (aligned), in byte order ``little`` or ``big``."""
-        self._check(pa, nbytes)
+        if not 0 <= pa <= self.size - nbytes:
+            self._check(pa, nbytes)
         if order == "little":
             return self.m64[pa >> 3] if nbytes == 8 else self.m32[pa >> 2]
         return int.from_bytes(self.m8[pa : pa + nbytes], "big")
 
     def write_entry(self, pa: int, nbytes: int, order: str, entry: int) -> None:
         """Store a table entry of 4 or 8 bytes at ``pa`` (aligned)."""
-        self._check(pa, nbytes)
-        self.m8[pa : pa + nbytes] = entry.to_bytes(nbytes, "little" if order == "little" else "big")
+        if not 0 <= pa <= self.size - nbytes:
+            self._check(pa, nbytes)
+        if order == "big":
+            self.m8[pa : pa + nbytes] = entry.to_bytes(nbytes, "big")
+        elif nbytes == 8:
+            self.m64[pa >> 3] = entry
+        else:
+            self.m32[pa >> 2] = entry
 
     def close(self) -> None:
         """Give the host its memory back now. The object stays usable and reads as zeroes."""

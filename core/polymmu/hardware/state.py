@@ -57,7 +57,7 @@ TLB_LEVELS = 31
 NR_TLBS = 32
 NR_WALK_CACHES = 33
 SEEN_ROOM = 34  # insertions until the table of touched pages must grow
-FIRST_LEVEL_TLBS = 35
+SEEN_MASK = 35  # slots of that table - 1
 HIT_BITS = 36  # bits per TLB in the packed hit counter of the replay loop
 HAS_PLRU = 37  # some first-level TLB must see every hit
 MODIFY_SHORTCUT = 38  # loads and stores look at the same first-level TLBs
@@ -86,12 +86,13 @@ PATH_PLACE = 128
 PATH_ENTRY = 136
 PATH_TABLE = 144
 PATH_RIGHTS = 152
+IS_RADIX = PATH_RIGHTS + 6  # 1: the miss routine is radix_miss, which the replay loops have inlined
 MAX_LEVELS = 6
 FAULT_LEVEL = PATH_RIGHTS + 7  # where the last walk that faulted stopped
 
 # --- One row per table level
 ROWS = 160
-ROW = 48
+ROW = 56
 R_SHIFT = 0
 R_INDEX = 1  # mask of the index
 R_BYTES = 2
@@ -116,6 +117,11 @@ R_ORDINAL = 29  # of the size an entry of this level maps
 R_MALFORMED = 30  # number of (mask, value) pairs that follow
 R_PAIRS = 31
 MAX_PAIRS = 8
+R_JUDGED = R_PAIRS + 2 * MAX_PAIRS  # the bits of a leaf that anything but its page's address depends on
+R_KNOWN = R_JUDGED + 1  # these bits of the last leaf that was fine as it is
+R_KNOWN_FOR = R_JUDGED + 2  # with what rights above, for what access; 0: nothing known
+R_KNOWN_INFO = R_JUDGED + 3
+R_KNOWN_GLOBAL = R_JUDGED + 4
 
 # --- pages handed to a fault handler ahead of their first touch: (page number, level their walk fails at)
 PENDING = ROWS + MAX_LEVELS * ROW
@@ -127,21 +133,28 @@ FRONT_BITS = 7
 FRONT_MASK = (1 << FRONT_BITS) - 1
 FRONT_ROW = 4
 FRONT_WORDS = (4 << FRONT_BITS) * FRONT_ROW
-F_PAGE = 0  # signed address >> BASE_SHIFT, or NO_PAGE
-F_RECORD = 1  # the first-level entry that holds it
+F_START = 0  # the page's first address; of an empty row, one that belongs into another row
+F_STAMP = 1  # where the first-level entry that holds it keeps its stamp; above OWNER_SHIFT, its descriptor
 F_HITS = 2  # what one access adds to the packed hit counter
 F_COUNT = 3  # what it adds to the packed access counter
-NO_PAGE = 1 << 62
+OWNER_SHIFT = 32
+STAMP_MASK = (1 << OWNER_SHIFT) - 1
+OTHER_ROW = 1 << (FRONT_BITS - 1)  # from a page number to one that belongs into another row
 
 # --- where to look and what to fill: rows per kind of access (fetch, load, store) and TLB level
 MAX_TLB_LEVELS = 4
 MAX_PROBES = 128
 PROBE_ROWS = FRONT + FRONT_WORDS  # [access][level]: first probe, number of probes
 FILLS = PROBE_ROWS + 3 * MAX_TLB_LEVELS * 2  # [access][level][size ordinal]: probe to fill, or -1
-PROBES = FILLS + 3 * MAX_TLB_LEVELS * 16  # descriptor, ordinal of the entry size
+PROBES = FILLS + 3 * MAX_TLB_LEVELS * 16
+PROBE = 4
+P_CACHE = 0  # descriptor
+P_ORDINAL = 1  # of the entry size
+P_SHIFT = 2
+P_COUNT = 3  # where the descriptor counts entries of this size
 
 # --- one descriptor per TLB, then one per paging-structure cache
-DESCRIPTORS = (PROBES + 2 * MAX_PROBES + 7) // 8 * 8
+DESCRIPTORS = (PROBES + PROBE * MAX_PROBES + 7) // 8 * 8
 DESCRIPTOR = 32
 D_RECORDS = 0
 D_SETS = 1
@@ -157,22 +170,24 @@ D_COMPULSORY = 10
 D_EVICTIONS = 11
 D_FLUSHED = 12
 D_TREES = 13  # one word per set for tree-PLRU
-D_NUMBER = 14  # of this TLB, in the table of touched pages
+D_STRIDE = 14  # words per set
 D_HIT_SHIFT = 15  # where D_WEIGHT's bit is
 D_COUNTS = 16  # valid entries by size ordinal
 
 LRU, PLRU, RANDOM_POLICY = 0, 1, 2
 
-# --- one entry of a TLB or of a paging-structure cache: one host cache line
-RECORD = 8
-E_PAGE = 0  # address >> size; -1: invalid
-E_SHIFT = 1  # log2 of the size, less BASE_SHIFT
-E_SPACE = 2  # ASID, or GLOBAL
-E_INFO = 3  # TLB: frame | ordinal of the real page << 8 | rights; cache: table
-E_STAMP = 4
-E_WEIGHT = 5
-E_OWNER = 6  # descriptor
-E_ORDINAL = 7  # TLB: of the entry's size; cache: combined rights
+# --- one set of a TLB or of a paging-structure cache: these fields, each for all ways, so that a search reads
+# neighbouring words. An entry's place is that of its tag; its field F is at place + F * ways.
+E_TAG = 0  # address >> size, above TAG_SHIFT; below, TLB: ordinal of the size. -1: invalid
+E_STAMP = 1
+E_INFO = (
+    2  # TLB: frame | ordinal of the real page << 8 | rights; cache: table << RIGHTS_BITS | combined rights
+)
+E_SPACE = 3  # ASID, or GLOBAL
+ENTRY_WORDS = 4
+TAG_SHIFT = 4
+ORDINAL_MASK = 15
+RIGHTS_BITS = 4
 GLOBAL = -1
 
 # --- INFO bits. A privilege's three rights are contiguous, in the order of Access.
@@ -181,6 +196,7 @@ USER_RIGHTS = 3  # bits 3..5
 RIGHTS = (1 << 6) - 1
 DIRTY = 1 << 6  # a store needs no walk
 REAL_SHIFT = 8
+REAL_MASK = 15 << REAL_SHIFT
 FLAG_BITS = (1 << 12) - 1
 ADDRESS_BITS = ~FLAG_BITS
 
@@ -190,14 +206,9 @@ READ, WRITE, USER, EXECUTE = 1, 2, 4, 8
 # --- modes of a miss routine: STOP_AT + level pretends that the entry there is absent
 WALK, PEEK, STOP_AT = 0, 1, 2
 
-# --- table of touched pages: three words per slot
-SEEN_KEY = 0  # page number / 64, number of the TLB, size ordinal; -1: free
+# --- table of touched pages: a slot for each 64 neighbouring pages of one size and address space
+SEEN_KEY = 0  # page number / 64, size ordinal; -1: free
 SEEN_SPACE = 1
-SEEN_BITS = 2  # one per page
-SEEN_WORDS = 3
+SEEN_BITS = 2  # per TLB a word with a bit per page
 HASH_PAGE = 0x2545F4914F6CDD1D
 HASH_SPACE = 0x1D8E4E27C47D124F
-
-# Keeps a place in the state visibly non-negative, which saves a check per load. Not wider than 31 bits: that
-# becomes an instruction whose operand ties every access to the one before it (half the speed).
-PLACE_MASK = (1 << 31) - 1

@@ -6,22 +6,20 @@ process; the ranges and tags to match are the same for both.
 
 from __future__ import annotations
 
-from polymmu.hardware.compile import Words, call_miss, kernel, step
+from polymmu.hardware.compile import Words, call_miss, kernel, pointer_to, step
 from polymmu.hardware.state import (
     ADDRESS_BITS,
     BASE_SHIFT,
     D_COUNTS,
     D_FLUSHED,
+    D_HOLDS,
     D_LEVEL,
     D_RECORDS,
     D_SETS,
-    D_WAYS,
+    D_STRIDE,
     DESCRIPTOR,
     DESCRIPTORS,
     E_INFO,
-    E_ORDINAL,
-    E_PAGE,
-    E_SHIFT,
     E_SPACE,
     FLAG_BITS,
     FRAGMENTS,
@@ -29,6 +27,7 @@ from polymmu.hardware.state import (
     MISS_ADDRESS,
     NR_TLBS,
     NR_WALK_CACHES,
+    ORDINAL_MASK,
     OUT_FRAME,
     OUT_INFO,
     OUT_SHIFT,
@@ -36,11 +35,21 @@ from polymmu.hardware.state import (
     PATH_TABLE,
     PEEK,
     REAL_SHIFT,
-    RECORD,
     RIGHTS,
+    RIGHTS_BITS,
     SIZES,
+    TAG_SHIFT,
 )
-from polymmu.hardware.tlb_kernels import find, forget, is_usable, page_number, tlbs_end, walk_cache_shift
+from polymmu.hardware.tlb_kernels import (
+    find,
+    forget,
+    is_usable,
+    page_number,
+    tlbs_end,
+    walk_cache_shift,
+    ways_of,
+)
+from polymmu.hardware.walk_kernels import ALL_RIGHTS
 
 EVERYWHERE = GLOBAL  # as `space`: every address space
 NONE_OF_THEM, OF_SPACE, ON_PATH, ALL_OF_THEM = 0, 1, 2, 3  # which paging-structure entries to drop
@@ -55,24 +64,30 @@ def overlaps(start: int, last: int, low: int, shift: int) -> bool:
     return (low ^ flip) <= (last ^ flip) and (start ^ flip) <= (high ^ flip)
 
 
+@step
+def nth_entry(state: Words, cache: int, n: int) -> int:
+    """The n-th entry of a cache, counted set after set."""
+    ways = ways_of(state, cache)
+    return state[cache + D_RECORDS] + n // ways * state[cache + D_STRIDE] + n % ways
+
+
 @kernel
 def drop_tlb(state: Words, cache: int, space: int, with_global: int, start: int, last: int) -> int:
     """Drop the entries of one TLB for ``space`` whose page, in its real size, meets [start, last]."""
-    base = state[BASE_SHIFT]
     dropped = 0
-    record = state[cache + D_RECORDS]
-    for _ in range(state[cache + D_SETS] * state[cache + D_WAYS]):
-        page = state[record + E_PAGE]
-        if page >= 0:
-            tag = state[record + E_SPACE]
-            is_mine = with_global > 0 if tag == GLOBAL else is_usable(space, tag)
+    ways = ways_of(state, cache)
+    for n in range(state[cache + D_SETS] * ways):
+        entry = nth_entry(state, cache, n)
+        tag = state[entry]
+        if tag >= 0:
+            owner = state[entry + E_SPACE * ways]
+            is_mine = with_global > 0 if owner == GLOBAL else is_usable(space, owner)
             if is_mine:
-                real = state[SIZES + ((state[record + E_INFO] & FLAG_BITS) >> REAL_SHIFT)]
-                low = (page << (state[record + E_SHIFT] + base)) >> real << real
+                real = state[SIZES + ((state[entry + E_INFO * ways] & FLAG_BITS) >> REAL_SHIFT)]
+                low = (tag >> TAG_SHIFT << state[SIZES + (tag & ORDINAL_MASK)]) >> real << real
                 if overlaps(start, last, low, real):
-                    forget(state, cache, record)
+                    forget(state, cache, entry)
                     dropped += 1
-        record += RECORD
     state[cache + D_FLUSHED] += dropped
     return dropped
 
@@ -80,7 +95,6 @@ def drop_tlb(state: Words, cache: int, space: int, with_global: int, start: int,
 @kernel
 def drop_few(state: Words, cache: int, space: int, with_global: int, start: int, last: int) -> int:
     """``drop_tlb`` by looking up each page: same result where no entry is a fragment of a larger page."""
-    base = state[BASE_SHIFT]
     dropped = 0
     for ordinal in range(16):
         if state[cache + D_COUNTS + ordinal] == 0:
@@ -88,9 +102,9 @@ def drop_few(state: Words, cache: int, space: int, with_global: int, start: int,
         shift = state[SIZES + ordinal]
         page = page_number(start, shift)
         while True:
-            record = find(state, cache, page, shift - base, space)
-            if record and (with_global or state[record + E_SPACE] != GLOBAL):
-                forget(state, cache, record)
+            entry = find(state, cache, page, ordinal, space)
+            if entry and (with_global or state[entry + E_SPACE * ways_of(state, cache)] != GLOBAL):
+                forget(state, cache, entry)
                 dropped += 1
             elif page == page_number(last, shift):
                 break
@@ -105,24 +119,21 @@ def drop_walk_cache(state: Words, cache: int, space: int, which: int, start: int
     """Drop entries of one paging-structure cache."""
     shift = walk_cache_shift(state, cache)
     dropped = 0
-    record = state[cache + D_RECORDS]
-    for _ in range(state[cache + D_SETS] * state[cache + D_WAYS]):
-        page = state[record + E_PAGE]
-        if page >= 0:
-            mine = which == ALL_OF_THEM or space == EVERYWHERE or state[record + E_SPACE] == space
-            if mine and (which != ON_PATH or overlaps(start, last, page << shift, shift)):
-                forget(state, cache, record)
+    ways = ways_of(state, cache)
+    for n in range(state[cache + D_SETS] * ways):
+        entry = nth_entry(state, cache, n)
+        tag = state[entry]
+        if tag >= 0:
+            mine = which == ALL_OF_THEM or space == EVERYWHERE or state[entry + E_SPACE * ways] == space
+            if mine and (which != ON_PATH or overlaps(start, last, tag >> TAG_SHIFT << shift, shift)):
+                forget(state, cache, entry)
                 dropped += 1
-        record += RECORD
     return dropped
 
 
 @kernel
-def is_stale(state: Words, ram: Words, record: int) -> bool:
+def is_stale(state: Words, ram: Words, va: int, info: int, shift: int) -> bool:
     """Whether a TLB entry says more than, or something else than, the tables do."""
-    shift = state[record + E_SHIFT] + state[BASE_SHIFT]
-    va = state[record + E_PAGE] << shift
-    info = state[record + E_INFO]
     if call_miss(state[MISS_ADDRESS], state, ram, va, -1, PEEK):
         return True
     frame = state[OUT_FRAME] + (va & ((1 << state[OUT_SHIFT]) - 1))
@@ -131,22 +142,41 @@ def is_stale(state: Words, ram: Words, record: int) -> bool:
 
 
 @kernel
-def is_stale_path(state: Words, ram: Words, cache: int, record: int) -> bool:
+def is_stale_path(state: Words, ram: Words, va: int, info: int, level: int) -> bool:
     """Whether a paging-structure entry leads elsewhere, or grants more, than the tables do."""
-    level = state[cache + D_LEVEL]
-    va = state[record + E_PAGE] << walk_cache_shift(state, cache)
     state[PATH_RIGHTS + level + 1] = 0
     state[PATH_TABLE + level + 1] = -1
     call_miss(state[MISS_ADDRESS], state, ram, va, -1, PEEK)
-    if state[PATH_TABLE + level + 1] != state[record + E_INFO]:
+    if state[PATH_TABLE + level + 1] != info >> RIGHTS_BITS:
         return True
-    return state[record + E_ORDINAL] & ~state[PATH_RIGHTS + level + 1] != 0
+    return info & ~state[PATH_RIGHTS + level + 1] & ALL_RIGHTS != 0
+
+
+@kernel
+def stale_entries(state: Words, ram: Words, cache: int, space: int, start: int, last: int) -> int:
+    """How many entries of one cache that ``space`` could use for [start, last] are stale."""
+    is_tlb = state[cache + D_HOLDS] != 0
+    ways = ways_of(state, cache)
+    total = 0
+    for n in range(state[cache + D_SETS] * ways):
+        entry = nth_entry(state, cache, n)
+        tag = state[entry]
+        if tag >= 0 and is_usable(state[entry + E_SPACE * ways], space):
+            shift = state[SIZES + (tag & ORDINAL_MASK)] if is_tlb else walk_cache_shift(state, cache)
+            va = tag >> TAG_SHIFT << shift
+            if overlaps(start, last, va, shift):
+                info = state[entry + E_INFO * ways]
+                if is_tlb:
+                    total += is_stale(state, ram, va, info, shift)
+                else:
+                    total += is_stale_path(state, ram, va, info, state[cache + D_LEVEL])
+    return total
 
 
 @kernel
 def sweep(
-    state: Words,
-    ram: Words,
+    words: Words,
+    memory: Words,
     counts_stale: bool,
     space: int,
     with_global: int,
@@ -160,6 +190,8 @@ def sweep(
     paging-structure caches as ``which`` says. Counting: what ``space`` could use, against the tables under
     ``state[WALK_ROOT]``. Returns the number of entries.
     """
+    state = pointer_to(words)
+    ram = pointer_to(memory)
     total = 0
     end = tlbs_end(state)
     count = state[NR_TLBS] + state[NR_WALK_CACHES]
@@ -171,18 +203,7 @@ def sweep(
     for n in range(count):
         cache = DESCRIPTORS + n * DESCRIPTOR
         if counts_stale:
-            record = state[cache + D_RECORDS]
-            for _ in range(state[cache + D_SETS] * state[cache + D_WAYS]):
-                page = state[record + E_PAGE]
-                tag = state[record + E_SPACE]
-                if page >= 0 and is_usable(tag, space):
-                    shift = state[record + E_SHIFT] + state[BASE_SHIFT]
-                    if overlaps(start, last, page << shift, shift):
-                        if cache < end:
-                            total += is_stale(state, ram, record)
-                        else:
-                            total += is_stale_path(state, ram, cache, record)
-                record += RECORD
+            total += stale_entries(state, ram, cache, space, start, last)
         elif cache < end:
             if with_global >= 0:
                 if few:

@@ -26,6 +26,7 @@ __all__ = ["CpuState", "build", "grow", "new_seen"]
 Words = npt.NDArray[np.int64]
 POLICIES = {"lru": at.LRU, "plru": at.PLRU, "random": at.RANDOM_POLICY}
 FRONT_COUNTS = np.array([[1 << 16 * op] for op in range(4)], dtype=np.int64)
+EMPTY_ROWS = np.arange(1 << at.FRONT_BITS, dtype=np.int64) ^ at.OTHER_ROW
 FIRST_SEEN_SLOTS = 1024
 LINE_BYTES = 64
 
@@ -61,13 +62,18 @@ def _sizes(tlbs: Mapping[str, TlbSpec], translation: Translation) -> list[int]:
     return sorted(shifts)
 
 
+def _whole_lines(words: int) -> int:
+    """``words`` rounded up to a host cache line."""
+    return -(-words * 8 // LINE_BYTES) * LINE_BYTES // 8
+
+
 @attrs.define
 class _Builder:
-    """Places descriptors and records one after the other, then writes them."""
+    """Places descriptors and sets one after the other, then writes them."""
 
     next_free: int
     rows: dict[int, int] = attrs.field(factory=dict)
-    records: list[tuple[int, int, int, int]] = attrs.field(factory=list)
+    sets: list[tuple[int, int, int]] = attrs.field(factory=list)
 
     def place(self, descriptor: int, spec: TlbSpec | WalkCacheSpec, weight: int) -> None:
         sets = spec.entries // spec.ways
@@ -76,30 +82,29 @@ class _Builder:
             at.D_SETS: sets,
             at.D_MASK: sets - 1 if sets & (sets - 1) == 0 else -1,
             at.D_WAYS: spec.ways,
+            at.D_STRIDE: spec.ways * at.ENTRY_WORDS,
             at.D_POLICY: POLICIES[spec.replacement],
             at.D_WEIGHT: weight,
             at.D_HIT_SHIFT: max(0, weight.bit_length() - 1),
         }
-        self.records.append((self.next_free, spec.entries, descriptor, weight))
-        self.next_free += spec.entries * at.RECORD
+        self.sets.append((self.next_free, sets, spec.ways))
+        self.next_free += _whole_lines(spec.entries * at.ENTRY_WORDS)
         if spec.replacement == "plru":
             facts[at.D_TREES] = self.next_free
-            self.next_free += -(-sets // at.RECORD) * at.RECORD
+            self.next_free += _whole_lines(sets)
         self.rows.update({descriptor + place: value for place, value in facts.items()})
 
     def write(self) -> Words:
-        # Records are cache lines, so the array starts at one.
+        # Sets of four ways or more are whole cache lines, so the array starts at one.
         raw = np.zeros(self.next_free * 8 + LINE_BYTES, dtype=np.uint8)
         skip = -raw.ctypes.data % LINE_BYTES
         words = raw[skip : skip + self.next_free * 8].view(np.int64)
         for place, value in self.rows.items():
             words[place] = value
-        for first, count, owner, weight in self.records:
-            block = words[first : first + count * at.RECORD].reshape(count, at.RECORD)
-            block[:, at.E_PAGE] = -1
+        for first, count, ways in self.sets:
+            block = words[first : first + count * ways * at.ENTRY_WORDS].reshape(count, at.ENTRY_WORDS, ways)
+            block[:, at.E_TAG] = -1
             block[:, at.E_STAMP] = -1
-            block[:, at.E_OWNER] = owner
-            block[:, at.E_WEIGHT] = weight
         return words
 
 
@@ -136,7 +141,6 @@ def build(
         weight = 1 << bits * first_level.index(name) if name in first_level else 0
         builder.place(homes[name], spec, weight)
         builder.rows[homes[name] + at.D_HOLDS] = sum(1 << ACCESSES.index(kind) for kind in spec.holds)
-        builder.rows[homes[name] + at.D_NUMBER] = n
     cache_homes: dict[str, int] = {}
     for n, (name, cache) in enumerate(present.items(), len(tlbs)):
         cache_homes[name] = descriptors + n * at.DESCRIPTOR
@@ -148,13 +152,12 @@ def build(
     words[at.SIZES : at.SIZES + len(sizes)] = sizes
     words[at.NR_TLBS] = len(tlbs)
     words[at.NR_WALK_CACHES] = len(present)
-    words[at.FIRST_LEVEL_TLBS] = len(first_level)
     words[at.HIT_BITS] = bits
     words[at.HAS_PLRU] = any(tlbs[name].replacement == "plru" for name in first_level)
     words[at.TLB_LEVELS] = max((spec.level for spec in tlbs.values()), default=0)
     words[at.RANDOM] = seed_word(seed)
-    clear_front(words)
     translation.install(words)
+    clear_front(words)
     for name, cache in present.items():
         words[at.ROWS + shifts[cache.level][0] * at.ROW + at.R_CACHE] = cache_homes[name]
     _route(words, tlbs, homes, sizes)
@@ -164,8 +167,8 @@ def build(
 def clear_front(words: Words) -> None:
     """Forget all shortcuts: another address space or privilege runs."""
     rows = words[at.FRONT : at.FRONT + at.FRONT_WORDS].reshape(4, -1, at.FRONT_ROW)
-    rows[:, :, at.F_PAGE] = at.NO_PAGE
-    rows[:, :, at.F_RECORD] = 0
+    rows[:, :, at.F_START] = EMPTY_ROWS << words[at.BASE_SHIFT]
+    rows[:, :, at.F_STAMP] = 0
     rows[:, :, at.F_COUNT] = FRONT_COUNTS
 
 
@@ -193,7 +196,8 @@ def _route(words: Words, tlbs: Mapping[str, TlbSpec], homes: Mapping[str, int], 
                 raise UserMistake("too many TLBs with too many page sizes", place="tlbs")
             words[at.PROBE_ROWS + 2 * row : at.PROBE_ROWS + 2 * row + 2] = used, len(probes)
             for n, (home, ordinal) in enumerate(probes, used):
-                words[at.PROBES + 2 * n : at.PROBES + 2 * n + 2] = home, ordinal
+                place = at.PROBES + at.PROBE * n
+                words[place : place + at.PROBE] = home, ordinal, sizes[ordinal], home + at.D_COUNTS + ordinal
             for mapped in range(len(sizes)):
                 fitting = [(ordinal, -n) for n, (_, ordinal) in enumerate(probes, used) if ordinal <= mapped]
                 if fitting:
@@ -203,19 +207,23 @@ def _route(words: Words, tlbs: Mapping[str, TlbSpec], homes: Mapping[str, int], 
 
 
 def new_seen(slots: int, words: Words) -> Words:
-    """An empty table of touched pages; ``words`` learns how many insertions it takes."""
+    """An empty table of touched pages; ``words`` learns its size and how many insertions it takes."""
+    words[at.SEEN_MASK] = slots - 1
     words[at.SEEN_ROOM] = slots // 2
-    return np.full(slots * at.SEEN_WORDS, -1, dtype=np.int64)
+    seen = np.zeros((slots, at.SEEN_BITS + int(words[at.NR_TLBS])), dtype=np.int64)
+    seen[:, at.SEEN_KEY] = -1
+    return seen.reshape(-1)
 
 
 def grow(seen: Words, words: Words) -> Words:
     """The same table of touched pages with twice the slots."""
-    old = seen.reshape(-1, at.SEEN_WORDS)
+    width = at.SEEN_BITS + int(words[at.NR_TLBS])
+    old = seen.reshape(-1, width)
     rows = old[old[:, at.SEEN_KEY] >= 0]
     slots = 2 * len(old)
     bigger = new_seen(slots, words)
     words[at.SEEN_ROOM] -= len(rows)
-    table = bigger.reshape(-1, at.SEEN_WORDS)
+    table = bigger.reshape(-1, width)
     slot = rows[:, at.SEEN_KEY] * at.HASH_PAGE ^ rows[:, at.SEEN_SPACE] * at.HASH_SPACE
     slot = (slot ^ (slot >> 29)) & (slots - 1)
     # Each round puts in, of the rows that want the same free slot, the first; the others try the next one.

@@ -133,6 +133,17 @@ class RadixTranslation:
     def _leaf_mask(self, level: int) -> int:
         return self.formats[level].leaf_mask if level in self.layout.leaf_levels else 0
 
+    def _judged_mask(self, level: int) -> int:
+        """The bits of a leaf on which anything but its page's address depends."""
+        form = self.formats[level]
+        shift = self.layout.shift_of(level)
+        low = (1 << max(0, shift - form.address_shift)) - 1
+        high = (1 << max(0, shift - form.high_frame_shift)) - 1
+        judged = ~(form.frame_mask & ~low | form.high_frame_mask & ~high)
+        for mask, _ in form.malformed:
+            judged |= mask
+        return judged & (1 << 64) - 1
+
     def is_malformed(self, level: int, entry: int) -> bool:
         """Whether a present entry has a bit set that must be clear, or a refused pattern."""
         form = self.formats[level]
@@ -188,6 +199,7 @@ class RadixTranslation:
                 at.R_ADDRESS_SHIFT: form.address_shift,
                 at.R_ORDINAL: sizes.index(layout.shift_of(level)) if is_leaf_level else 0,
                 at.R_MALFORMED: len(form.malformed),
+                at.R_JUDGED: self._judged_mask(level),
             }
             properties: dict[int, Field | None] = {
                 at.R_PRESENT_M: form.present,
@@ -207,6 +219,7 @@ class RadixTranslation:
             for place, value in facts.items():
                 words[row + place] = signed(value)
         words[at.MISS_ADDRESS] = address_of(radix_miss)
+        words[at.IS_RADIX] = 1
 
 
 def signed(value: int) -> int:

@@ -20,18 +20,14 @@ and judged after the walk; then accessed is set wherever it was clear, and dirty
 
 from __future__ import annotations
 
-from typing import Any
-
-from polymmu.hardware.compile import Words, kernel, step, words_at
+from polymmu.hardware.compile import Words, kernel, pointer_to, step
 from polymmu.hardware.state import (
     AD_UPDATES,
     ASID,
-    BASE_SHIFT,
     BIG_ENDIAN,
     CANONICAL_SIGN,
     DIRTY,
     E_INFO,
-    E_ORDINAL,
     EXECUTE,
     FAULT_ENTRY,
     FAULT_LEVEL,
@@ -49,7 +45,7 @@ from polymmu.hardware.state import (
     PATH_RIGHTS,
     PATH_TABLE,
     PEEK,
-    PLACE_MASK,
+    PRIVILEGE,
     R_ACCESSED_M,
     R_ACCESSED_ON,
     R_ADDRESS_SHIFT,
@@ -65,6 +61,11 @@ from polymmu.hardware.state import (
     R_HIGH,
     R_HIGH_SHIFT,
     R_INDEX,
+    R_JUDGED,
+    R_KNOWN,
+    R_KNOWN_FOR,
+    R_KNOWN_GLOBAL,
+    R_KNOWN_INFO,
     R_LAST,
     R_LEAF,
     R_MALFORMED,
@@ -85,6 +86,7 @@ from polymmu.hardware.state import (
     RAM_BYTES,
     READ,
     REFERENCES,
+    RIGHTS_BITS,
     ROOT,
     ROOT_ENTRIES,
     ROW,
@@ -96,13 +98,14 @@ from polymmu.hardware.state import (
     USER,
     USER_RIGHTS,
     VA_BITS,
+    WALK,
     WALK_CACHE_HITS,
     WALK_CLOCK,
     WALK_ROOT,
     WALKS,
     WRITE,
 )
-from polymmu.hardware.tlb_kernels import fill, find, page_number, touch
+from polymmu.hardware.tlb_kernels import fill, find, page_number, touch, ways_of
 
 NOT_PRESENT, RESERVED_BIT, NO_PERMISSION, NON_CANONICAL = 1, 2, 3, 4
 MISALIGNED, TABLE_UNREADABLE, NOT_ACCESSED = 5, 6, 7
@@ -202,16 +205,17 @@ def start_of_walk(state: Words, va: int) -> int:
     """The level to start at. The lowest paging-structure cache that knows the address decides."""
     for below in range(1, state[LEVELS]):
         level = state[LEVELS] - 1 - below
-        row = (ROWS + level * ROW) & PLACE_MASK
-        cache = state[row + R_CACHE] & PLACE_MASK
+        row = ROWS + level * ROW
+        cache = state[row + R_CACHE]
         if cache:
             shift = state[row + R_SHIFT]
-            record = find(state, cache, page_number(va, shift), shift - state[BASE_SHIFT], state[ASID])
-            if record:
-                touch(state, cache, record, state[WALK_CLOCK])
+            entry = find(state, cache, page_number(va, shift), 0, state[ASID])
+            if entry:
+                touch(state, cache, entry, state[WALK_CLOCK])
                 state[WALK_CACHE_HITS] += 1
-                state[PATH_TABLE + level + 1] = state[record + E_INFO]
-                state[PATH_RIGHTS + level + 1] = state[record + E_ORDINAL]
+                info = state[entry + E_INFO * ways_of(state, cache)]
+                state[PATH_TABLE + level + 1] = info >> RIGHTS_BITS
+                state[PATH_RIGHTS + level + 1] = info & ALL_RIGHTS
                 return level + 1
     state[PATH_TABLE] = state[ROOT]
     state[PATH_RIGHTS] = ALL_RIGHTS
@@ -222,7 +226,7 @@ def start_of_walk(state: Words, va: int) -> int:
 def set_accessed(state: Words, ram: Words, start: int, last: int, is_store: bool) -> None:
     """Set accessed on every level of the path that lacks it, and dirty on the leaf of a store."""
     for level in range(start, last + 1):
-        row = (ROWS + level * ROW) & PLACE_MASK
+        row = ROWS + level * ROW
         place = state[PATH_PLACE + level]
         if place < 0:  # latched in a register: has no such bits
             continue
@@ -240,20 +244,51 @@ def set_accessed(state: Words, ram: Words, start: int, last: int, is_store: bool
 def keep_path(state: Words, va: int, start: int, last: int) -> None:
     """Give the table entries of a finished walk to the paging-structure caches."""
     for level in range(start, last):
-        row = (ROWS + level * ROW) & PLACE_MASK
-        cache = state[row + R_CACHE] & PLACE_MASK
+        row = ROWS + level * ROW
+        cache = state[row + R_CACHE]
         if cache:
             shift = state[row + R_SHIFT]
             fill(
                 state,
                 cache,
                 page_number(va, shift),
-                shift - state[BASE_SHIFT],
+                0,
                 state[ASID],
-                state[PATH_TABLE + level + 1],
-                state[PATH_RIGHTS + level + 1],
+                state[PATH_TABLE + level + 1] << RIGHTS_BITS | state[PATH_RIGHTS + level + 1],
                 state[WALK_CLOCK],
             )
+
+
+@step
+def purpose(state: Words, level: int, access: int) -> int:
+    """What a leaf is judged for, as one word: the access, the privilege, the rights granted above. Never 0."""
+    return 1 << 8 | state[PRIVILEGE] << 6 | access << 4 | state[PATH_RIGHTS + level]
+
+
+@step
+def know(state: Words, row: int, entry: int, level: int, access: int) -> None:
+    """Remember that a leaf of this level allows ``access`` and needs no update, and what was made of it."""
+    state[row + R_KNOWN] = entry & state[row + R_JUDGED]
+    state[row + R_KNOWN_FOR] = purpose(state, level, access)
+    state[row + R_KNOWN_INFO] = state[OUT_INFO]
+    state[row + R_KNOWN_GLOBAL] = state[OUT_GLOBAL]
+
+
+@step
+def is_known(state: Words, row: int, entry: int, level: int, access: int) -> bool:
+    """Whether ``entry`` is a leaf like the last one, which was fine: most pages of a program are alike."""
+    alike = (entry ^ state[row + R_KNOWN]) & state[row + R_JUDGED] == 0
+    return alike and state[row + R_KNOWN_FOR] == purpose(state, level, access)
+
+
+@step
+def give_page(state: Words, row: int, entry: int) -> int:
+    """Answer with the page that a leaf maps."""
+    frame = (entry & state[row + R_FRAME]) << state[row + R_ADDRESS_SHIFT]
+    state[OUT_FRAME] = frame | (entry & state[row + R_HIGH]) << state[row + R_HIGH_SHIFT]
+    state[OUT_SHIFT] = state[row + R_SHIFT]
+    state[OUT_ORDINAL] = state[row + R_ORDINAL]
+    return 0
 
 
 @step
@@ -276,7 +311,7 @@ def radix_walk(state: Words, ram: Words, va: int, access: int, mode: int) -> int
         state[WALK_CLOCK] += 1
         start = start_of_walk(state, va)
     level = start
-    row = (ROWS + level * ROW) & PLACE_MASK
+    row = ROWS + level * ROW
     entry = 0
     while True:
         table = state[PATH_TABLE + level]
@@ -291,6 +326,10 @@ def radix_walk(state: Words, ram: Words, va: int, access: int, mode: int) -> int
             entry = read_entry(ram, place, state[row + R_BYTES], state[BIG_ENDIAN])
             if not looks_only:
                 state[REFERENCES] += 1
+        if level == start and mode == WALK and is_known(state, row, entry, level, access):
+            state[OUT_INFO] = state[row + R_KNOWN_INFO]
+            state[OUT_GLOBAL] = state[row + R_KNOWN_GLOBAL]
+            return give_page(state, row, entry)
         state[FAULT_PLACE] = place
         state[FAULT_LEVEL] = level
         state[FAULT_ENTRY] = entry
@@ -307,11 +346,10 @@ def radix_walk(state: Words, ram: Words, va: int, access: int, mode: int) -> int
         level = (level + 1) & 7
         state[PATH_TABLE + level] = (entry & state[row + R_TABLE]) << state[row + R_ADDRESS_SHIFT]
         state[PATH_RIGHTS + level] = rights
-        row = (row + ROW) & PLACE_MASK
+        row = row + ROW
 
-    frame = (entry & state[row + R_FRAME]) << state[row + R_ADDRESS_SHIFT]
-    frame |= (entry & state[row + R_HIGH]) << state[row + R_HIGH_SHIFT]
-    if frame & ((1 << state[row + R_SHIFT]) - 1):
+    give_page(state, row, entry)
+    if state[OUT_FRAME] & ((1 << state[row + R_SHIFT]) - 1):
         return MISALIGNED
     info = info_of(state, rights)
     if access >= 0 and ~info & state[NEED + access] & ~DIRTY:
@@ -325,31 +363,32 @@ def radix_walk(state: Words, ram: Words, va: int, access: int, mode: int) -> int
     elif not looks_only:
         set_accessed(state, ram, start, level, is_store)
         is_clean = is_clean and not is_store
-    if not looks_only:
-        keep_path(state, va, start, level)
-    state[OUT_FRAME] = frame
-    state[OUT_SHIFT] = state[row + R_SHIFT]
     state[OUT_INFO] = info if is_clean else info | DIRTY
-    state[OUT_ORDINAL] = state[row + R_ORDINAL]
     state[OUT_GLOBAL] = (
         1
         if state[row + R_GLOBAL_M] != 0 and entry & state[row + R_GLOBAL_M] == state[row + R_GLOBAL_ON]
         else 0
     )
+    if mode == WALK:
+        keep_path(state, va, start, level)
+        if not (level == 0 and is_latched):
+            know(state, row, state[PATH_ENTRY + level], level, access)
     return 0
 
 
 @kernel
-def radix_miss(state_words: Any, ram_words: Any, va: int, access: int, mode: int) -> int:
-    """``radix_walk`` in the fixed signature of miss routines."""
-    return radix_walk(words_at(state_words), words_at(ram_words), va, access, mode)
+def radix_miss(state: Words, ram: Words, va: int, access: int, mode: int) -> int:
+    """``radix_walk`` as a kernel of its own."""
+    return radix_walk(state, ram, va, access, mode)
 
 
 @kernel
 def peek_many(
-    addresses: Words, access: int, state: Words, ram: Words, pas: Words, sizes: Words, faults: Words
+    addresses: Words, access: int, words: Words, memory: Words, pas: Words, sizes: Words, faults: Words
 ) -> None:
     """Look each address up in the tables under ``state[WALK_ROOT]``; -1 and 0 where there is no answer."""
+    state = pointer_to(words)
+    ram = pointer_to(memory)
     for n in range(addresses.size):
         fault = radix_walk(state, ram, addresses[n], access, PEEK)
         faults[n] = fault

@@ -15,7 +15,16 @@ from polymmu.mm.calls import mm_call
 from polymmu.mm.mmap import page_align, unmap_area
 from polymmu.mm.move import move_page_tables
 from polymmu.mm.unmapped_area import check_fixed_area, get_unmapped_area
-from polymmu.mm.vma import find_vma, find_vma_prev, vma_adjust, vma_copy, vma_link, vma_merge
+from polymmu.mm.vma import (
+    anon_vma_clone,
+    find_vma,
+    find_vma_prev,
+    vma_adjust,
+    vma_copy,
+    vma_link,
+    vma_merge,
+    vma_pages,
+)
 from polymmu.structs import (
     VM_DONTEXPAND,
     VM_HUGETLB,
@@ -60,7 +69,7 @@ def do_mremap(
             return addr
         vma = _resizable(mm, addr, old_len, new_len)
         if addr + old_len == vma.vm_end and _may_grow(vma, addr + new_len):
-            vma_adjust(mm, [(vma, vma.vm_start, addr + new_len)])
+            _grow(vma, addr + new_len)
             mm.total_vm += (new_len - old_len) >> mm.layout.page_shift
             return addr
         if not may_move:
@@ -112,6 +121,20 @@ def _may_grow(vma: vm_area_struct, end: int) -> bool:
     )
 
 
+def _grow(vma: vm_area_struct, end: int) -> None:
+    """Make ``vma`` reach to ``end``, and be one with the next mapping if that begins there and is alike (6.0)."""
+    mm = vma.vm_mm
+    merged = None
+    if vma.vm_private_data is None:
+        pgoff = vma.vm_pgoff + vma_pages(vma)
+        anon, file = vma.anon_vma, vma.vm_file
+        merged = vma_merge(
+            mm, vma, vma.vm_end, end, vma.vm_flags, anon=anon, file=file, pgoff=pgoff, growing=True
+        )
+    if merged is None:
+        vma_adjust(mm, [(vma, vma.vm_start, end)])
+
+
 def _move_vma(vma: vm_area_struct, addr: int, old_len: int, new_len: int, new_addr: int) -> int:
     """Move the part [addr, addr + old_len) of ``vma`` to ``new_addr``, a free range of ``new_len`` bytes."""
     mm = vma.vm_mm
@@ -157,6 +180,7 @@ def _copy_vma(vma: vm_area_struct, addr: int, new_addr: int, length: int) -> vm_
         new_vma = vma_copy(vma, mm)
         new_vma.vm_start, new_vma.vm_end, new_vma.vm_pgoff = new_addr, new_addr + length, pgoff
         vma_link(new_vma, prev)
+    anon_vma_clone(new_vma, vma)  # a neighbour that took the range in may have had no page yet
     _rescan(new_vma)
     return new_vma
 

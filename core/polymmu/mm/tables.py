@@ -77,9 +77,12 @@ def alloc_entry(mm: mm_struct, addr: int, level: int = -1) -> int:
     for upper in range(len(steps) - 1 if level < 0 else level):
         shift, index_mask, width, table_mask, empty = steps[upper]
         entry = table + (addr >> shift & index_mask) * width
-        if read_entry(mm, upper, entry) == empty and not alloc_table(mm, upper, addr, entry):
-            return -1
-        table = read_entry(mm, upper, entry) & table_mask
+        value = read_entry(mm, upper, entry)
+        if value == empty:
+            if not alloc_table(mm, upper, addr, entry):
+                return -1
+            value = read_entry(mm, upper, entry)
+        table = value & table_mask
     shift, index_mask, width, _, _ = steps[level]
     return table + (addr >> shift & index_mask) * width
 

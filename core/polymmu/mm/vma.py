@@ -35,6 +35,8 @@ from polymmu.structs import (
 
 __all__ = [
     "VM_RIGHTS",
+    "anon_vma_clone",
+    "anon_vma_fork",
     "anon_vma_prepare",
     "detach_vmas",
     "find_vma",
@@ -134,7 +136,7 @@ def vma_copy(vma: vm_area_struct, mm: mm_struct) -> vm_area_struct:
     copy = vma_alloc(mm, vma.vm_start, vma.vm_end, vma.vm_flags, file=vma.vm_file, pgoff=vma.vm_pgoff)
     copy.vm_private_data = vma.vm_private_data
     copy.vm_page_prot = vma.vm_page_prot
-    copy.anon_vma = _get_anon_vma(vma.anon_vma)
+    anon_vma_clone(copy, vma)
     return copy
 
 
@@ -165,13 +167,36 @@ def anon_vma_prepare(vma: vm_area_struct) -> None:
     if vma.anon_vma is not None:
         return
     for neighbour in (vma.vm_next, vma.vm_prev):
-        if neighbour is not None and neighbour.anon_vma is not None and _could_join(vma, neighbour):
-            vma.anon_vma = _get_anon_vma(neighbour.anon_vma)
+        if neighbour is not None and _may_share(neighbour.anon_vma) and _could_join(vma, neighbour):
+            anon_vma_clone(vma, neighbour)
             return
+    vma.anon_vma = _new_anon_vma(vma, inherited=False)
+
+
+def anon_vma_clone(vma: vm_area_struct, source: vm_area_struct) -> None:
+    """Before ``vma`` gets pages of ``source``: it comes under the same anon_vma, unless it has one."""
+    if vma.anon_vma is None and source.anon_vma is not None:
+        source.anon_vma.references += 1
+        vma.anon_vma = source.anon_vma
+
+
+def anon_vma_fork(vma: vm_area_struct) -> None:
+    """A child's copy of a vma with anonymous pages gets an anon_vma of its own, which no other vma may join.
+
+    Linux chains it to the ancestors' (2.6.34), and each vma in such a chain makes a look-up in all of it longer:
+    so it merges with no neighbour that has no pages yet (3.0).
+    """
+    if vma.anon_vma is not None:
+        unlink_anon_vma(vma)
+        vma.anon_vma = _new_anon_vma(vma, inherited=True)
+
+
+def _new_anon_vma(vma: vm_area_struct, *, inherited: bool) -> anon_vma:
     kernel: ArchKernel = vma.vm_mm.kernel
     anon = kernel.anon_vmas.alloc()
     anon.references = 1
-    vma.anon_vma = anon
+    anon.inherited = inherited
+    return anon
 
 
 def unlink_anon_vma(vma: vm_area_struct) -> None:
@@ -184,12 +209,6 @@ def unlink_anon_vma(vma: vm_area_struct) -> None:
     if not anon.references:
         kernel: ArchKernel = vma.vm_mm.kernel
         kernel.anon_vmas.free(anon)
-
-
-def _get_anon_vma(anon: anon_vma | None) -> anon_vma | None:
-    if anon is not None:
-        anon.references += 1
-    return anon
 
 
 def _could_join(vma: vm_area_struct, neighbour: vm_area_struct) -> bool:
@@ -308,8 +327,7 @@ def vma_adjust(
             # Pages move in under another count: the truncation that owns either must scan them again (A1.7).
             if giver.vm_truncate_count != vma.vm_truncate_count:
                 vma.vm_truncate_count = 0
-            if vma.anon_vma is None:  # before the first page of the giver belongs to it
-                vma.anon_vma = _get_anon_vma(giver.anon_vma)
+            anon_vma_clone(vma, giver)  # before the first page of the giver belongs to it
     for vma in remove:
         _unlink(vma)
         if mapping is not None:
@@ -376,6 +394,7 @@ def vma_merge(
     anon: anon_vma | None = None,
     file: File | None = None,
     pgoff: int,
+    growing: bool = False,
 ) -> vm_area_struct | None:
     """Cover [start, end) by growing a neighbour, if one is just like it. The vma that now holds it, or None.
 
@@ -387,6 +406,9 @@ def vma_merge(
         part of prev PPPPPPPNNN  ->  PPPNNNNNNN (4)
         part of A    PPPAAAAAAA  ->  PPPPPPPAAA (5)
         all of A     PPPAAAANNN  ->  PPPPPPPPPP (6)  PPPPPPPNNN (7)  PPPNNNNNNN (8)
+
+    ``growing``: the hole is one that ``prev`` itself grows into; even one with an inherited anon_vma may then take in
+    a mapping above that has no pages.
     """
     if vm_flags & UNMERGEABLE:
         return None
@@ -402,7 +424,7 @@ def vma_merge(
             vma.vm_flags == vm_flags
             and vma.vm_file is file
             and vma.vm_private_data is None
-            and _same_anon(anon, vma.anon_vma)
+            and (_same_anon(anon, vma.anon_vma) or (growing and vma.anon_vma is None))
         )
 
     low = high = None
@@ -411,7 +433,7 @@ def vma_merge(
     if after is not None and after.vm_start == end and after.vm_pgoff == pgoff + pages and alike(after):
         high = after
     whole = [area] if area is not None and area.vm_end == end else []
-    if low is not None and high is not None and _same_anon(low.anon_vma, high.anon_vma):  # 1, 6
+    if low and high and (low.anon_vma is high.anon_vma or None in (low.anon_vma, high.anon_vma)):  # 1, 6
         vma_adjust(mm, [(low, low.vm_start, high.vm_end)], remove=[*whole, high])
         return low
     if low is not None:
@@ -430,4 +452,12 @@ def vma_merge(
 
 
 def _same_anon(one: anon_vma | None, other: anon_vma | None) -> bool:
-    return one is None or other is None or one is other
+    """Whether a vma with ``one`` may take in one with ``other``."""
+    if one is None or other is None:
+        return one is other or _may_share(one or other)
+    return one is other
+
+
+def _may_share(anon: anon_vma | None) -> bool:
+    """Whether a vma without pages may come under ``anon``."""
+    return anon is not None and not anon.inherited
