@@ -1,9 +1,9 @@
 """How things are measured: taken in turns, medians, and rows that carry their own target.
 
 A busy computer slows down everything that runs at that moment. So what is to be compared runs in turns, round
-after round, and medians are compared: ``side_by_side``. The clock is the measuring thread's CPU time, which
-stands still while something else has the processor; only whole processes are timed by the wall. What a
-measurement needs is prepared outside the clock, afresh for each round.
+after round, and medians are compared: ``side_by_side``. The clock is this process's CPU time, which stands
+still while something else has the processor; only whole processes are timed by the wall. What a measurement needs
+is prepared outside the clock, afresh for each round.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def once(subject: Subject) -> float:
     gc.collect()
     gc.disable()
     try:
-        start = time.thread_time()
+        start = time.process_time()
         run()
-        return time.thread_time() - start
+        return time.process_time() - start
     finally:
         gc.enable()
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from polymmu.errors import SegmentationFault, SyscallError
 from polymmu.hardware.ram import NONZERO
 from polymmu.hooks import ArchKernel
-from polymmu.mm import fault as fault_module
+from polymmu.mm.access import STACK_LIMIT
 from polymmu.mm.fault import handle_mm_fault, populate
 from polymmu.mm.frames import get_page
 from polymmu.mm.mm import mmput
@@ -186,9 +186,9 @@ def test_a_stack_leaves_a_guard_page_above_the_mapping_below(mm: mm_struct) -> N
 def test_a_stack_stops_at_its_limit(mm: mm_struct) -> None:
     vma = add_vma(mm, TOP - PMD, TOP, RW | VM_GROWSDOWN)
     with pytest.raises(SegmentationFault, match="8 MiB"):
-        store(mm, TOP - fault_module.STACK_LIMIT - 1)
-    store(mm, TOP - fault_module.STACK_LIMIT)
-    assert vma.vm_start == TOP - fault_module.STACK_LIMIT
+        store(mm, TOP - STACK_LIMIT - 1)
+    store(mm, TOP - STACK_LIMIT)
+    assert vma.vm_start == TOP - STACK_LIMIT
 
 
 # ------------------------------------------------------------------ files

@@ -1,4 +1,4 @@
-"""What happens at a page fault: find the vma, check the rights, bring the page, enter it, let the access retry.
+"""What happens at a page fault: bring the page, enter it, let the access retry. ``mm.access`` says who may.
 
 A fault never fills the TLB; hardware does when the access is retried. Everything that may sleep (tables, pages,
 reading a file) happens before the table lock is taken, and the entry is looked at again below it: another CPU may
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from polymmu.errors import SegmentationFault, SyscallError, syscall_error
 from polymmu.hardware.ram import MAPCOUNT, NONZERO
 from polymmu.hooks import ArchKernel
+from polymmu.mm.access import vma_allowing
 from polymmu.mm.frames import (
     alloc_page,
     alloc_run,
@@ -39,15 +40,12 @@ from polymmu.mm.tables import (
     read_pte,
     read_ptes,
 )
-from polymmu.mm.vma import anon_vma_prepare, find_vma, vma_adjust
+from polymmu.mm.vma import VM_RIGHTS, anon_vma_prepare
 from polymmu.structs import (
     PG_ANON,
     PG_DIRTY,
     PG_RESERVED,
-    VM_EXEC,
-    VM_GROWSDOWN,
     VM_PFNMAP,
-    VM_READ,
     VM_SHARED,
     VM_WRITE,
     EntryRun,
@@ -56,21 +54,16 @@ from polymmu.structs import (
     vm_area_struct,
 )
 
-__all__ = ["STACK_LIMIT", "Upcoming", "expand_stack", "handle_mm_fault", "map_anonymous", "populate"]
+__all__ = ["Upcoming", "handle_mm_fault", "map_anonymous", "populate"]
 
 Upcoming = Callable[[int, int, int], NDArray[np.uint64]]
 """``upcoming(lo, hi, limit)``: page addresses in [lo, hi) that will be touched first, the same way, in this order."""
-
-STACK_LIMIT = 8 << 20
-"""Bytes a stack may grow to (Linux: the default RLIMIT_STACK)."""
 
 AHEAD = 1024
 """First touches asked for at one fault: two tables of 512, beyond which nothing is gained."""
 
 RUN_PAYS = 4
 """From so many pages of one table on, mapping them as a run is quicker than one by one."""
-
-VM_RIGHTS = VM_READ | VM_WRITE | VM_EXEC
 
 
 def handle_mm_fault(
@@ -85,7 +78,7 @@ def handle_mm_fault(
     access = info.access
     mm.mmap_lock.down_read()
     try:
-        vma = _vma_for(mm, addr, info)
+        vma = vma_allowing(mm, addr, info)
         page = addr & -mm.layout.page_size
         kind, n = _handle_pte_fault(kernel, vma, page, access, addr)
         if upcoming is not None and kind == "anonymous":
@@ -100,63 +93,6 @@ def handle_mm_fault(
     if n > 1:
         kernel.sched.spend(kernel.description.costs.fault * (n - 1), "fault")
     kernel.events.fault(mm, addr, "minor" if kind == "anonymous" else kind, n)
-
-
-# ------------------------------------------------------------------ may it?
-def _vma_for(mm: mm_struct, addr: int, info: FaultInfo) -> vm_area_struct:
-    """The vma that allows this access, a stack grown to reach it; raises SegmentationFault."""
-    access = info.access
-    if info.kind == "reserved":
-        raise AssertionError(f"{access} at {addr:#x} met a reserved bit set in a page-table entry")
-    if info.kind == "non_canonical":
-        raise SegmentationFault(addr, access, "not an address of this machine")
-    vma = find_vma(mm, addr)
-    if vma is None:
-        raise SegmentationFault(addr, access, "no mapping here")
-    if vma.vm_start > addr:
-        if not vma.vm_flags & VM_GROWSDOWN:
-            raise SegmentationFault(addr, access, "no mapping here")
-        refusal = expand_stack(vma, addr)
-        if refusal:
-            raise SegmentationFault(addr, access, refusal)
-    flags = vma.vm_flags
-    if access == "store":
-        if not flags & VM_WRITE:
-            raise SegmentationFault(addr, access, "mapping is not writable")
-    elif access == "load":
-        if not flags & VM_READ and not _implied(vma, access):
-            raise SegmentationFault(addr, access, "mapping is not readable")
-    elif not flags & VM_EXEC and not _implied(vma, access):
-        raise SegmentationFault(addr, access, "mapping is not executable")
-    return vma
-
-
-def _implied(vma: vm_area_struct, access: str) -> bool:
-    """Whether the hardware cannot withhold a right that was not asked for: some other right brings it along."""
-    kernel: ArchKernel = vma.vm_mm.kernel
-    pte = kernel.shape.pte
-    field = pte.read if access == "load" else pte.execute
-    prot = vma.vm_page_prot
-    return bool(vma.vm_flags & VM_RIGHTS) and pte.present.test(prot) and field.test(prot)
-
-
-def expand_stack(vma: vm_area_struct, addr: int) -> str:
-    """Grow ``vma`` downwards to hold ``addr``; why not, or an empty string. A guard page below stays free."""
-    mm = vma.vm_mm
-    kernel: ArchKernel = mm.kernel
-    page_size = mm.layout.page_size
-    start = addr & -page_size
-    prev = vma.vm_prev
-    if start < kernel.shape.limits.first_user_address + page_size or (
-        prev is not None and prev.vm_end > start - page_size
-    ):
-        return "the stack may not grow into another mapping"
-    anon_vma_prepare(vma)  # Linux needs its lock to move the boundary, and keeps it where the limit refuses
-    if vma.vm_end - start > STACK_LIMIT:
-        return f"the stack may not grow beyond {STACK_LIMIT >> 20} MiB"
-    mm.total_vm += (vma.vm_start - start) >> mm.layout.page_shift
-    vma_adjust(mm, [(vma, start, vma.vm_end)])
-    return ""
 
 
 # ------------------------------------------------------------------ one page
@@ -424,7 +360,7 @@ def _map_in_table(vma: vm_area_struct, pages: NDArray[np.uint64], write: bool) -
     if write and vma.anon_vma is None:
         anon_vma_prepare(vma)
     span = entries_spanned(lowest, int(pages.max()) + layout.page_size, shift)
-    slots = ((pages - np.uint64(lowest)) >> np.uint64(shift)).astype(np.int64)
+    slots = ((pages - np.uint64(lowest)) >> np.uint64(shift)).view(np.int64)
     empty = np.uint64(kernel.shape.pte.empty)
     before = read_ptes(mm, ptep, span)
     slots = slots[before[slots] == empty]
@@ -435,7 +371,7 @@ def _map_in_table(vma: vm_area_struct, pages: NDArray[np.uint64], write: bool) -
     if write:
         pfns = alloc_run(kernel, wanted, "anon")
         slots = slots[: len(pfns)]
-        values = pfns.astype(np.uint64) << np.uint64(shift) | np.uint64(kernel.shape.stored[prot])
+        values = pfns.view(np.uint64) << np.uint64(shift) | np.uint64(kernel.shape.stored[prot])
         kernel.sched.spend(kernel.description.costs.page_clear * len(pfns), "page")
     else:
         pfns = np.empty(0, dtype=np.int64)
@@ -448,7 +384,7 @@ def _map_in_table(vma: vm_area_struct, pages: NDArray[np.uint64], write: bool) -
         spare, pfns = pfns[~still[: len(pfns)]], pfns[still[: len(pfns)]]
         slots, values = slots[still], values[still]
     if write:
-        kernel.frames.table[MAPCOUNT, pfns] = 1
+        kernel.frames.table[MAPCOUNT][pfns] = 1
         mm.anon_rss += len(pfns)
         lru_cache_add_run(kernel, pfns)
     _enter_run(vma, lowest, ptep, slots, values)

@@ -1,0 +1,80 @@
+"""May it? The vma that allows an access, found, checked, and grown where it is a stack.
+
+Called at every fault before anything is brought in; a refusal here is the program's segmentation fault.
+"""
+
+from __future__ import annotations
+
+from polymmu.errors import SegmentationFault
+from polymmu.hooks import ArchKernel
+from polymmu.mm.vma import VM_RIGHTS, anon_vma_prepare, find_vma, vma_adjust
+from polymmu.structs import (
+    VM_EXEC,
+    VM_GROWSDOWN,
+    VM_READ,
+    VM_WRITE,
+    FaultInfo,
+    mm_struct,
+    vm_area_struct,
+)
+
+__all__ = ["STACK_LIMIT", "expand_stack", "vma_allowing"]
+
+STACK_LIMIT = 8 << 20
+"""Bytes a stack may grow to (Linux: the default RLIMIT_STACK)."""
+
+
+def vma_allowing(mm: mm_struct, addr: int, info: FaultInfo) -> vm_area_struct:
+    """The vma that allows this access, a stack grown to reach it; raises SegmentationFault."""
+    access = info.access
+    if info.kind == "reserved":
+        raise AssertionError(f"{access} at {addr:#x} met a reserved bit set in a page-table entry")
+    if info.kind == "non_canonical":
+        raise SegmentationFault(addr, access, "not an address of this machine")
+    vma = find_vma(mm, addr)
+    if vma is None:
+        raise SegmentationFault(addr, access, "no mapping here")
+    if vma.vm_start > addr:
+        if not vma.vm_flags & VM_GROWSDOWN:
+            raise SegmentationFault(addr, access, "no mapping here")
+        refusal = expand_stack(vma, addr)
+        if refusal:
+            raise SegmentationFault(addr, access, refusal)
+    flags = vma.vm_flags
+    if access == "store":
+        if not flags & VM_WRITE:
+            raise SegmentationFault(addr, access, "mapping is not writable")
+    elif access == "load":
+        if not flags & VM_READ and not _implied(vma, access):
+            raise SegmentationFault(addr, access, "mapping is not readable")
+    elif not flags & VM_EXEC and not _implied(vma, access):
+        raise SegmentationFault(addr, access, "mapping is not executable")
+    return vma
+
+
+def _implied(vma: vm_area_struct, access: str) -> bool:
+    """Whether the hardware cannot withhold a right that was not asked for: some other right brings it along."""
+    kernel: ArchKernel = vma.vm_mm.kernel
+    pte = kernel.shape.pte
+    field = pte.read if access == "load" else pte.execute
+    prot = vma.vm_page_prot
+    return bool(vma.vm_flags & VM_RIGHTS) and pte.present.test(prot) and field.test(prot)
+
+
+def expand_stack(vma: vm_area_struct, addr: int) -> str:
+    """Grow ``vma`` downwards to hold ``addr``; why not, or an empty string. A guard page below stays free."""
+    mm = vma.vm_mm
+    kernel: ArchKernel = mm.kernel
+    page_size = mm.layout.page_size
+    start = addr & -page_size
+    prev = vma.vm_prev
+    if start < kernel.shape.limits.first_user_address + page_size or (
+        prev is not None and prev.vm_end > start - page_size
+    ):
+        return "the stack may not grow into another mapping"
+    anon_vma_prepare(vma)  # Linux needs its lock to move the boundary, and keeps it where the limit refuses
+    if vma.vm_end - start > STACK_LIMIT:
+        return f"the stack may not grow beyond {STACK_LIMIT >> 20} MiB"
+    mm.total_vm += (vma.vm_start - start) >> mm.layout.page_shift
+    vma_adjust(mm, [(vma, start, vma.vm_end)])
+    return ""
