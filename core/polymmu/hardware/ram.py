@@ -51,11 +51,8 @@ class BusError(PolymmuError):
     """An access to a physical address where there is no memory."""
 
 
-def sparse(nbytes: int, what: str, is_dense: bool = False) -> mmap.mmap:
-    """Zeroed memory of which only the pages that are written exist.
-
-    ``is_dense``: neighbours are written together, so the host may bring 2 MiB at once.
-    """
+def sparse(nbytes: int, what: str) -> mmap.mmap:
+    """Zeroed memory of which only the pages that are written exist."""
     if sys.byteorder != "little":  # pragma: no cover - the kernels read words in host order
         raise PolymmuError("polymmu needs a little-endian host")
     try:
@@ -64,11 +61,10 @@ def sparse(nbytes: int, what: str, is_dense: bool = False) -> mmap.mmap:
         raise UserMistake(
             f"the host refuses {nbytes:#x} bytes of address space for {what}; choose less memory"
         ) from error
-    # One touched byte of RAM must cost 4 KiB, not 2 MiB. The frames' columns grow from their beginnings: there
-    # the host's faults would cost more than the rest of a populate.
+    # One touched byte must cost 4 KiB, not 2 MiB.
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with contextlib.suppress(OSError):  # a host kernel without transparent huge pages
-            mapping.madvise(mmap.MADV_HUGEPAGE if is_dense else mmap.MADV_NOHUGEPAGE)
+            mapping.madvise(mmap.MADV_NOHUGEPAGE)
     return mapping
 
 
@@ -153,7 +149,7 @@ class Frames:
         self.count = count
         self.page_size = page_size
         self.page_shift = page_size.bit_length() - 1
-        self._mapping = sparse(COLUMNS * count * 8, "page frames", is_dense=True)
+        self._mapping = sparse(COLUMNS * count * 8, "page frames")
         self.table: npt.NDArray[np.int64] = np.frombuffer(self._mapping, dtype=np.int64).reshape(
             COLUMNS, count
         )
