@@ -13,7 +13,7 @@ Levels count from the root (0). Addresses are bytes; ``end == 0`` as an exclusiv
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pluggy
 
@@ -37,14 +37,30 @@ PROJECT = "polymmu"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
-spec = hookspec(firstresult=True)
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+def group(title: str) -> Callable[[Hook], Hook]:
+    """The decorator of the hooks of one group."""
+
+    def spec(hook: Hook) -> Hook:
+        vars(hook)["group"] = title
+        return hookspec(firstresult=True)(hook)
+
+    return spec
+
+
+shape, range_walk, huge_page = group("shape"), group("range walks"), group("huge pages")
+table, gather, flush = group("tables"), group("gather"), group("flush")
+entries, context = group("entries"), group("contexts")
+fault, lockless_walker = group("faults"), group("lockless walkers")
 
 
 class ArchOps(Protocol):
     """Everything the core may ask an architecture."""
 
     # ------------------------------------------------------------------ shape
-    @spec
+    @shape
     def config_class(self) -> type:
         """Called when a machine file that names this arch is read. The attrs class of its own section.
 
@@ -52,7 +68,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @shape
     def summary(self) -> str:
         """Called by ``polymmu arches``. One line saying what this architecture is.
 
@@ -60,7 +76,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @shape
     def boot_registers(self, section: Any) -> dict[str, int]:
         """Called once per machine. The control registers of a CPU after boot, root register aside.
 
@@ -68,7 +84,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @shape
     def page_table_layout(self, section: Any) -> RadixLayout:
         """Called once per machine. Linux's view of the tables: levels, index bits, table sizes.
 
@@ -77,7 +93,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @shape
     def entry_format(self, section: Any, registers: Mapping[str, int], level: int) -> EntryFormat:
         """Called once per machine and level. The bits of an entry of ``level`` under these registers.
 
@@ -85,7 +101,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @shape
     def translation(self, section: Any, registers: Mapping[str, int]) -> RadixTranslation:
         """Called once per machine, and by ``translate``. How hardware turns an address into a frame.
 
@@ -94,7 +110,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @shape
     def root_of(self, section: Any, registers: Mapping[str, int], space: str | None) -> int:
         """Called by ``translate``. Physical address of the root table that the registers name.
 
@@ -103,7 +119,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @shape
     def address_limits(self, section: Any) -> AddressLimits:
         """Called once per machine. Where user addresses may be, and where mappings and stacks go.
 
@@ -111,7 +127,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @shape
     def huge_page_sizes(self, section: Any) -> tuple[int, ...]:
         """Called once per machine. Sizes of huge pages in bytes, ascending; empty where there are none.
 
@@ -119,7 +135,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @shape
     def byte_order(self, section: Any) -> str:
         """Called once per machine. ``little`` or ``big``: the order of bytes in a table entry.
 
@@ -127,7 +143,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @shape
     def page_protections(self, section: Any, registers: Mapping[str, int]) -> tuple[int, ...]:
         """Called once per machine. Bits of a present, young pte for each VM_READ|VM_WRITE|VM_EXEC|VM_SHARED.
 
@@ -138,7 +154,7 @@ class ArchOps(Protocol):
         ...
 
     # ------------------------------------------------------------ range walks
-    @spec
+    @range_walk
     def pgd_addr_end(self, mm: mm_struct, addr: int, end: int) -> int:
         """Called once per step of a range walk at the top level, before the entry is read.
 
@@ -147,7 +163,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @range_walk
     def addr_end(self, mm: mm_struct, level: int, addr: int, end: int) -> int:
         """Called once per step of a range walk at ``level`` below the top. As ``pgd_addr_end``.
 
@@ -156,7 +172,7 @@ class ArchOps(Protocol):
         ...
 
     # ------------------------------------------------------------- huge pages
-    @spec
+    @huge_page
     def is_hugepage_only_range(self, mm: mm_struct, addr: int, length: int) -> bool:
         """Called when a place for a mapping is chosen. Whether only huge pages may live in the range.
 
@@ -164,7 +180,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @huge_page
     def prepare_hugepage_range(self, mm: mm_struct, addr: int, length: int, size: int) -> None:
         """Called before a huge mapping is made. May set the range up; raises SyscallError to refuse.
 
@@ -172,7 +188,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @huge_page
     def huge_pte_alloc(self, mm: mm_struct, addr: int, size: int) -> int:
         """Called at a fault in a huge mapping. Physical address of the entry for ``addr``, tables made.
 
@@ -180,7 +196,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @huge_page
     def hugetlb_free_pgd_range(self, tlb: mmu_gather, addr: int, end: int, floor: int, ceiling: int) -> None:
         """Called by free_pgtables for a huge vma. Free its tables between floor and ceiling.
 
@@ -189,7 +205,7 @@ class ArchOps(Protocol):
         ...
 
     # ----------------------------------------------------------------- tables
-    @spec
+    @table
     def pgd_alloc(self, mm: mm_struct) -> int:
         """Called when an mm is made, before it has a vma. Physical address of a root, entries empty.
 
@@ -197,7 +213,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @table
     def pgd_free(self, mm: mm_struct, pgd: int) -> None:
         """Called when the last reference to an mm goes, after every CPU has left it.
 
@@ -205,7 +221,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @table
     def table_alloc(self, mm: mm_struct, level: int, addr: int) -> int:
         """Called when a walk that allocates meets an empty entry; may sleep. A table, every entry empty.
 
@@ -214,7 +230,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @table
     def table_free(self, mm: mm_struct, level: int, table: int) -> None:
         """Called when a table that no CPU can reach any more goes back (also one that lost an allocation race).
 
@@ -222,7 +238,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @table
     def populate(self, mm: mm_struct, level: int, addr: int, entry: int, table: int) -> None:
         """Called with the table lock held to hook ``table`` into ``entry`` (of ``level``), found empty.
 
@@ -230,7 +246,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @table
     def clear_entry(self, mm: mm_struct, level: int, addr: int, entry: int) -> None:
         """Called with the table lock held to empty ``entry`` of an upper level; the table is freed later.
 
@@ -238,7 +254,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @table
     def pte_map(self, mm: mm_struct, table: int) -> None:
         """Called before the entries of a pte table are touched. Tables in high memory are mapped here.
 
@@ -246,7 +262,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @table
     def pte_unmap(self, mm: mm_struct, table: int) -> None:
         """Called when the core is done with a table it mapped, in reverse order.
 
@@ -254,7 +270,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @table
     def check_pgt_cache(self, mm: mm_struct) -> None:
         """Called when a gather is finished. Trim private caches of free tables.
 
@@ -262,7 +278,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @table
     def tables_need_rcu(self, mm: mm_struct) -> bool:
         """Called when a batch of tables is freed. Whether lockless walkers are only stopped by RCU.
 
@@ -272,7 +288,7 @@ class ArchOps(Protocol):
         ...
 
     # ----------------------------------------------------------------- gather
-    @spec
+    @gather
     def tlb_gather(self, tlb: mmu_gather) -> None:
         """Called when a gather begins. The arch may set ``tlb.arch`` and ``tlb.fast_mode``.
 
@@ -280,7 +296,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @gather
     def tlb_start_vma(self, tlb: mmu_gather, vma: vm_area_struct) -> None:
         """Called before the entries of a vma are cleared. Virtually indexed caches are flushed here.
 
@@ -288,7 +304,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @gather
     def tlb_end_vma(self, tlb: mmu_gather, vma: vm_area_struct) -> None:
         """Called after the entries of a vma were cleared. Arches that flush by vma do it here.
 
@@ -296,7 +312,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @gather
     def tlb_remove_tlb_entry(self, tlb: mmu_gather, ptep: int, addr: int, n: int) -> None:
         """Called after a run of ``n`` ptes from ``addr`` was cleared in a gather. Record what to flush.
 
@@ -304,7 +320,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @gather
     def tlb_flush(self, tlb: mmu_gather) -> None:
         """Called before a gather frees what it holds. Afterwards no TLB and no walk cache may reach it.
 
@@ -312,7 +328,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @gather
     def pte_free_tlb(self, tlb: mmu_gather, table: int, addr: int) -> None:
         """Called when a pte table was unhooked. Queue it so that it is freed only after the flush.
 
@@ -320,12 +336,12 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @gather
     def table_free_tlb(self, tlb: mmu_gather, level: int, table: int, addr: int) -> None:
         """Called when a table above the ptes was unhooked; ``level`` is the table's own. As ``pte_free_tlb``."""
         ...
 
-    @spec
+    @gather
     def tlb_finish(self, tlb: mmu_gather, start: int, end: int) -> None:
         """Called when a gather ends, after its last flush and free. Tear down ``tlb.arch``.
 
@@ -334,7 +350,7 @@ class ArchOps(Protocol):
         ...
 
     # ------------------------------------------------------------------ flush
-    @spec
+    @flush
     def flush_tlb_mm(self, mm: mm_struct) -> None:
         """Called when all of an mm's translations changed (fork, exec). Every CPU must forget them.
 
@@ -342,7 +358,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @flush
     def flush_tlb_range(self, vma: vm_area_struct, start: int, end: int) -> None:
         """Called after rights or frames in [start, end) changed (mprotect, mremap).
 
@@ -350,7 +366,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @flush
     def flush_tlb_page(self, vma: vm_area_struct, addr: int) -> None:
         """Called after one pte changed (copy-on-write, access bits).
 
@@ -358,7 +374,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @flush
     def flush_tlb_pgtables(self, mm: mm_struct, start: int, end: int) -> None:
         """Called at the end of free_pgd_range unless the whole mm goes. For MMUs that cache tables by address.
 
@@ -366,7 +382,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @flush
     def flush_cache_mm(self, mm: mm_struct) -> None:
         """Called before an mm's mappings are copied or torn down, where caches are virtually indexed.
 
@@ -374,13 +390,13 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @flush
     def flush_cache_range(self, vma: vm_area_struct, start: int, end: int) -> None:
         """Called before the entries of a range change. As ``flush_cache_mm``."""
         ...
 
     # ---------------------------------------------------------------- entries
-    @spec
+    @entries
     def set_pte(self, mm: mm_struct, addr: int, ptep: int, values: EntryRun) -> None:
         """Called with the table lock held to write a run of ptes; each was empty, or is being replaced.
 
@@ -388,7 +404,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @entries
     def ptep_get_and_clear(
         self, mm: mm_struct, addr: int, ptep: int, n: int, tlb: mmu_gather | None
     ) -> EntryRun:
@@ -399,7 +415,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @entries
     def ptep_clear_flush(self, vma: vm_area_struct, addr: int, ptep: int, n: int) -> EntryRun:
         """Called where entries must be gone from every TLB before the caller goes on. Returns their values.
 
@@ -407,7 +423,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @entries
     def set_wrprotect(self, mm: mm_struct, addr: int, ptep: int, n: int) -> None:
         """Called with the table lock held to take the write right from a run (fork). Present entries only.
 
@@ -415,7 +431,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @entries
     def set_access_flags(self, vma: vm_area_struct, addr: int, ptep: int, value: int) -> bool:
         """Called when a fault only has to raise rights or accessed/dirty bits of a present pte.
 
@@ -423,7 +439,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @entries
     def update_mmu_cache(self, vma: vm_area_struct, addr: int, ptep: int, n: int) -> None:
         """Called after ptes were entered at a fault. Hashed and software-filled MMUs may preload them.
 
@@ -431,7 +447,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @entries
     def enter_lazy_mmu(self, mm: mm_struct) -> None:
         """Called before a run of pte updates under one table lock. Updates may be batched until leave.
 
@@ -439,7 +455,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @entries
     def leave_lazy_mmu(self, mm: mm_struct) -> None:
         """Called before the table lock of ``enter_lazy_mmu`` is dropped. Everything batched must be done.
 
@@ -447,7 +463,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @entries
     def test_and_clear_young(self, vma: vm_area_struct, addr: int, ptep: int, n: int) -> int:
         """Called by page_referenced. How many of the run were accessed; their accessed state is cleared.
 
@@ -455,7 +471,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @entries
     def page_test_and_clear_dirty(self, kernel: Kernel[Any], pfn: int) -> bool:
         """Called when the last mapping of a page goes. Dirty state kept per frame instead of per pte.
 
@@ -464,7 +480,7 @@ class ArchOps(Protocol):
         ...
 
     # --------------------------------------------------------------- contexts
-    @spec
+    @context
     def init_new_context(self, mm: mm_struct) -> None:
         """Called when an mm is made, after ``mm.layout`` has the boot-time layout, before pgd_alloc.
 
@@ -472,7 +488,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @context
     def destroy_context(self, mm: mm_struct) -> None:
         """Called when the last reference to an mm goes, before pgd_free. Release its context.
 
@@ -480,7 +496,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @context
     def switch_mm(self, cpu: Cpu, prev: mm_struct | None, following: mm_struct) -> None:
         """Called when ``cpu`` starts to run ``following``. Load its root; make stale translations unreachable.
 
@@ -488,7 +504,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @context
     def enter_lazy_tlb(self, cpu: Cpu, mm: mm_struct) -> None:
         """Called when ``cpu`` goes on with a kernel thread and keeps ``mm``'s tables loaded.
 
@@ -497,7 +513,7 @@ class ArchOps(Protocol):
         ...
 
     # ----------------------------------------------------------------- faults
-    @spec
+    @fault
     def decode_fault(self, code: int) -> FaultInfo:
         """Called first at a hardware fault. What the error code says.
 
@@ -506,7 +522,7 @@ class ArchOps(Protocol):
         ...
 
     # ------------------------------------------------------- lockless walkers
-    @spec
+    @lockless_walker
     def gup_fast_begin(self, cpu: Cpu) -> None:
         """Called before a lockless walk of the current mm. Keep tables from being freed under it.
 
@@ -514,7 +530,7 @@ class ArchOps(Protocol):
         """
         ...
 
-    @spec
+    @lockless_walker
     def gup_fast_end(self, cpu: Cpu) -> None:
         """Called after a lockless walk. Undo ``gup_fast_begin``."""
         ...
@@ -524,35 +540,8 @@ ArchKernel = Kernel[ArchOps]
 """A kernel whose ``ops`` are typed."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "shape": (
-        "config_class", "summary", "boot_registers", "page_table_layout", "entry_format", "translation",
-        "root_of", "address_limits", "huge_page_sizes", "byte_order", "page_protections",
-    ),
-    "range walks": ("pgd_addr_end", "addr_end"),
-    "huge pages": (
-        "is_hugepage_only_range", "prepare_hugepage_range", "huge_pte_alloc", "hugetlb_free_pgd_range",
-    ),
-    "tables": (
-        "pgd_alloc", "pgd_free", "table_alloc", "table_free", "populate", "clear_entry", "pte_map",
-        "pte_unmap", "check_pgt_cache", "tables_need_rcu",
-    ),
-    "gather": (
-        "tlb_gather", "tlb_start_vma", "tlb_end_vma", "tlb_remove_tlb_entry", "tlb_flush", "pte_free_tlb",
-        "table_free_tlb", "tlb_finish",
-    ),
-    "flush": (
-        "flush_tlb_mm", "flush_tlb_range", "flush_tlb_page", "flush_tlb_pgtables", "flush_cache_mm",
-        "flush_cache_range",
-    ),
-    "entries": (
-        "set_pte", "ptep_get_and_clear", "ptep_clear_flush", "set_wrprotect", "set_access_flags",
-        "update_mmu_cache", "enter_lazy_mmu", "leave_lazy_mmu", "test_and_clear_young",
-        "page_test_and_clear_dirty",
-    ),
-    "contexts": ("init_new_context", "destroy_context", "switch_mm", "enter_lazy_tlb"),
-    "faults": ("decode_fault",),
-    "lockless walkers": ("gup_fast_begin", "gup_fast_end"),
-}  # fmt: skip
-"""The hooks by group, in the order of the contract; the hook reference is made from it."""
-
-Resolved = Callable[..., Any]
+    title: tuple(name for name, hook in vars(ArchOps).items() if getattr(hook, "group", "") == title)
+    for title in dict.fromkeys(getattr(hook, "group", "") for hook in vars(ArchOps).values())
+    if title
+}
+"""The hooks by group, in the order of the contract."""
