@@ -98,6 +98,24 @@ class FaultInfo:
     user: bool
 
 
+class StoredBits(dict[int, int]):
+    """Protection -> the entry bits of a page that was just stored to, worked out once for each.
+
+    Usually the arch's own protections; a driver may have set others in its vma.
+    """
+
+    def __init__(self, pte: EntryFormat) -> None:
+        super().__init__()
+        self.pte = pte
+
+    def __missing__(self, prot: int) -> int:
+        value = self.pte.write.set(prot)
+        for noted in (self.pte.dirty, self.pte.accessed):
+            value = noted.set(value) if noted is not None else value
+        self[prot] = value
+        return value
+
+
 @attrs.frozen(kw_only=True)
 class Shape:
     """The arch's answers about geometry, asked once when a machine is built."""
@@ -118,14 +136,8 @@ class Shape:
 
     @functools.cached_property
     def stored(self) -> dict[int, int]:
-        """For each protection the entry bits of a page that was just stored to: writable, dirty, young."""
-        bits = {}
-        for prot in self.protections:
-            value = self.pte.write.set(prot)
-            for noted in (self.pte.dirty, self.pte.accessed):
-                value = noted.set(value) if noted is not None else value
-            bits[prot] = value
-        return bits
+        """For a protection the entry bits of a page that was just stored to: writable, dirty, young."""
+        return StoredBits(self.pte)
 
     @functools.cached_property
     def steps(self) -> tuple[tuple[int, int, int, int, int], ...]:

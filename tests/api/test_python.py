@@ -8,6 +8,9 @@ import pytest
 
 import polymmu
 from polymmu.errors import SyscallError, UserMistake
+from polymmu.machine import FileHandle
+from polymmu.mm import pagecache
+from polymmu.structs import File, vm_area_struct
 
 TRACE = Path(__file__).parents[2] / "examples" / "sort.npz"
 PAGE = 4096
@@ -161,3 +164,19 @@ def test_the_package_imports_without_numpy() -> None:
 
     code = "import polymmu, sys; sys.exit('numpy' in sys.modules or 'numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_driver_may_choose_its_own_page_protection(machine: polymmu.Machine) -> None:
+    uncached = 1 << 4  # PCD in an x86 pte
+
+    def own_protection(file: File, vma: vm_area_struct) -> None:
+        vma.vm_page_prot |= uncached
+
+    device = pagecache.new_file(machine.kernel, "device", 2 * PAGE, mmap=own_protection)
+    mm = machine.new_mm()
+    cpu = machine.cpus[0]
+    cpu.switch_mm(mm)
+    va = mm.mmap(2 * PAGE, "rw", file=FileHandle(machine, device))
+    cpu.store(va, b"private")
+    assert cpu.load(va, 7) == b"private"
+    assert machine.translate(va).path[-1][2] & uncached
