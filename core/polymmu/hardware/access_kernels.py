@@ -213,15 +213,15 @@ def access_page(state: Words, seen: Words, ram: Words, access: int, va: int, sta
     if levels:
         entry, cache = fill_levels(state, seen, access, va, levels, shift, ordinal, info, space, stamp)
     if entry:
-        guess(state, access, va, cache, entry)
+        guess(state, access, va, cache, entry, ways_of(state, cache))
     return DONE
 
 
 @step
-def guess(state: Words, access: int, va: int, cache: int, entry: int) -> None:
+def guess(state: Words, access: int, va: int, cache: int, entry: int, ways: int) -> None:
     """Let this kind of access use ``entry`` for this base page without asking, while it has the right."""
-    missing = ~state[entry + E_INFO * ways_of(state, cache)]
-    held = shortcut(state, cache, entry)
+    missing = ~state[entry + E_INFO * ways]
+    held = shortcut(cache, entry, ways)
     if missing & state[NEED + access] == 0:
         remember(state, access, va, held, state[cache + D_WEIGHT])
     if access != 0 and state[MODIFY_SHORTCUT] and missing & state[NEED + MODIFY] == 0:

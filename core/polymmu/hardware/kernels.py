@@ -6,7 +6,8 @@ and return how far they came; ``state[STATUS]`` says why they stopped.
 How it is fast: nearly every access uses a page that its kind of access used a moment ago. ``FRONT`` remembers
 these pages with the TLB entry that served them; whatever drops or replaces an entry takes its rows back. A
 hit is then one stamp for the replacement policy and two additions to packed counters (a few bits per
-first-level TLB and per op, unpacked every few thousand accesses). Everything else goes by the rules
+first-level TLB and per op, unpacked every few thousand accesses). A page that
+was in use a while ago mostly takes a short cut too (``quick_kernels``); everything else goes by the rules
 (``access_kernels``). A first level with tree-PLRU must see every hit, and goes by the rules throughout.
 """
 
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from polymmu.hardware.access_kernels import GROWTH_PER_ACCESS, access_page, access_parts
+from polymmu.hardware.access_kernels import GROWTH_PER_ACCESS, MODIFY, access_page, access_parts
 from polymmu.hardware.compile import Words, kernel, pointer_to, step
+from polymmu.hardware.quick_kernels import quick_refill
 from polymmu.hardware.state import (
     ACCESSES,
     ADDRESS_BITS,
@@ -102,7 +104,9 @@ def run_by_the_rules(
         if state[SEEN_ROOM] < GROWTH_PER_ACCESS:
             state[STATUS] = GROW
             return done
-        if access_page(state, seen, ram, access, page << base, stamp):
+        va = page << base
+        is_done = quick_refill(state, seen, ram, access, va, stamp)
+        if not is_done and access_page(state, seen, ram, access, va, stamp):
             return done
         done += 1
     return done
@@ -134,6 +138,7 @@ def replay(
     part = state[RESUME]
     direct = state[HAS_PLRU] == 0
     page_bytes = np.uint64(1 << base)
+    page_offset = (1 << base) - 1
     state[STATUS] = DONE
     i = start
     while i < stop and state[STATUS] == DONE:
@@ -154,7 +159,15 @@ def replay(
                 i += 1
             if i < end:
                 op = ops[i] & 3
-                if access_parts(state, seen, ram, op, addresses[i], sizes[i], part, clock + 4 * i):
+                va = addresses[i]
+                stamp = clock + 4 * i
+                is_whole = np.uint64((va & page_offset) + sizes[i]) <= page_bytes
+                is_one = is_whole and part == 0 and op != MODIFY
+                if is_one and quick_refill(state, seen, ram, op, va, stamp):
+                    counted += 1 << (op << 4)
+                    i += 1
+                    continue
+                if access_parts(state, seen, ram, op, va, sizes[i], part, stamp):
                     break
                 part = 0
                 counted += 1 << (op << 4)

@@ -160,7 +160,10 @@ def build(
     clear_front(words)
     for name, cache in present.items():
         words[at.ROWS + shifts[cache.level][0] * at.ROW + at.R_CACHE] = cache_homes[name]
+        if cache.level == 1:
+            words[at.QUICK_WALK] = cache_homes[name] if _is_quick(cache) else 0
     _route(words, tlbs, homes, sizes)
+    _route_quick(words, tlbs, homes)
     return CpuState(words, homes, cache_homes)
 
 
@@ -179,7 +182,7 @@ def seed_word(seed: int) -> int:
 
 def _route(words: Words, tlbs: Mapping[str, TlbSpec], homes: Mapping[str, int], sizes: list[int]) -> None:
     """Say for each kind of access and level where to look, and what a page of each size fills."""
-    words[at.FILLS : at.PROBES] = -1
+    words[at.FILLS : at.QUICK] = -1
     used = 0
     looks: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for access, kind in enumerate(ACCESSES):
@@ -204,6 +207,27 @@ def _route(words: Words, tlbs: Mapping[str, TlbSpec], homes: Mapping[str, int], 
                     words[at.FILLS + row * 16 + mapped] = -max(fitting)[1]
             used += len(probes)
     words[at.MODIFY_SHORTCUT] = looks.get((1, 0)) == looks.get((2, 0))
+
+
+def _is_quick(spec: TlbSpec | WalkCacheSpec) -> bool:
+    """Whether ``quick_kernels`` knows this shape."""
+    sets = spec.entries // spec.ways
+    return spec.ways == at.QUICK_WAYS and spec.replacement == "lru" and sets & (sets - 1) == 0
+
+
+def _route_quick(words: Words, tlbs: Mapping[str, TlbSpec], homes: Mapping[str, int]) -> None:
+    """Say for which kinds of access a base page has one TLB of the quick shape at each of two levels."""
+    if words[at.TLB_LEVELS] != 2 or not words[at.IS_RADIX]:
+        return
+    base = 1 << int(words[at.BASE_SHIFT])
+    fitting = [(name, spec) for name, spec in tlbs.items() if base in spec.page_sizes]
+    for access, kind in enumerate(ACCESSES):
+        levels = [
+            [name for name, spec in fitting if spec.level == level and kind in spec.holds] for level in (1, 2)
+        ]
+        if all(len(names) == 1 and _is_quick(tlbs[names[0]]) for names in levels):
+            row = at.QUICK + 2 * access
+            words[row : row + 2] = [homes[name] for (name,) in levels]
 
 
 def new_seen(slots: int, words: Words) -> Words:

@@ -44,6 +44,7 @@ from polymmu.hardware.state import (
     GLOBAL,
     HASH_PAGE,
     HASH_SPACE,
+    LARGE_ENTRIES,
     LRU,
     MAX_TLB_LEVELS,
     NR_TLBS,
@@ -196,17 +197,17 @@ def tlbs_end(state: Words) -> int:
 
 
 @step
-def shortcut(state: Words, cache: int, entry: int) -> int:
+def shortcut(cache: int, entry: int, ways: int) -> int:
     """What a row of shortcuts that leads to ``entry`` holds."""
-    return cache << OWNER_SHIFT | (entry + E_STAMP * ways_of(state, cache))
+    return cache << OWNER_SHIFT | (entry + E_STAMP * ways)
 
 
 @step
 def forget_row(state: Words, held: int, row: int) -> None:
-    """Take back one shortcut if it leads where ``held`` says."""
-    if state[row + F_STAMP] == held:
-        state[row + F_STAMP] = 0
-        state[row + F_START] ^= OTHER_ROW << state[BASE_SHIFT]
+    """Take back one shortcut if it leads where ``held`` says. No branch: nobody could predict it."""
+    now = state[row + F_STAMP]
+    state[row + F_START] ^= OTHER_ROW << state[BASE_SHIFT] if now == held else 0
+    state[row + F_STAMP] = 0 if now == held else now
 
 
 @kernel
@@ -217,9 +218,9 @@ def forget_rows(state: Words, held: int) -> None:
 
 
 @step
-def forget_front(state: Words, cache: int, entry: int, tag: int) -> None:
+def forget_front(state: Words, cache: int, entry: int, ways: int, tag: int) -> None:
     """Take back the shortcuts that lead to a first-level entry: of one base page, or of all it covers."""
-    held = shortcut(state, cache, entry)
+    held = shortcut(cache, entry, ways)
     ordinal = tag & ORDINAL_MASK
     if state[SIZES + ordinal] != state[BASE_SHIFT]:
         forget_rows(state, held)
@@ -233,8 +234,11 @@ def forget_front(state: Words, cache: int, entry: int, tag: int) -> None:
 def count_entry(state: Words, cache: int, ordinal: int, info: int, change: int) -> None:
     """Count an entry that came (1) or went (-1)."""
     state[cache + D_COUNTS + ordinal] += change
-    if state[cache + D_HOLDS] and (info & REAL_MASK) >> REAL_SHIFT != ordinal:
-        state[FRAGMENTS] += change
+    if state[cache + D_HOLDS]:
+        if ordinal:
+            state[LARGE_ENTRIES] += change
+        if (info & REAL_MASK) >> REAL_SHIFT != ordinal:
+            state[FRAGMENTS] += change
 
 
 @step
@@ -246,21 +250,21 @@ def forget(state: Words, cache: int, entry: int) -> None:
     state[entry] = -1
     state[entry + E_STAMP * ways] = -1
     if state[cache + D_WEIGHT]:
-        forget_front(state, cache, entry, tag)
+        forget_front(state, cache, entry, ways, tag)
 
 
 @step
-def fill(state: Words, cache: int, page: int, ordinal: int, space: int, info: int, stamp: int) -> int:
-    """Put an entry into ``cache`` in place of its set's victim; return it."""
-    entry = victim(state, cache, page)
-    ways = ways_of(state, cache)
+def replace(
+    state: Words, cache: int, entry: int, ways: int, page: int, ordinal: int, space: int, info: int
+) -> None:
+    """Let ``entry`` hold ``page``, not noting the use."""
     tag = page << TAG_SHIFT | ordinal
     old = state[entry]
     old_info = state[entry + E_INFO * ways]
     if old >= 0:
         state[cache + D_EVICTIONS] += 1
         if state[cache + D_WEIGHT]:
-            forget_front(state, cache, entry, old)
+            forget_front(state, cache, entry, ways, old)
     if old < 0 or (old ^ tag) & ORDINAL_MASK or (old_info ^ info) & REAL_MASK:
         # Otherwise the old entry's place in these counts goes to the new one.
         if old >= 0:
@@ -269,6 +273,13 @@ def fill(state: Words, cache: int, page: int, ordinal: int, space: int, info: in
     state[entry] = tag
     state[entry + E_SPACE * ways] = space
     state[entry + E_INFO * ways] = info
+
+
+@step
+def fill(state: Words, cache: int, page: int, ordinal: int, space: int, info: int, stamp: int) -> int:
+    """Put an entry into ``cache`` in place of its set's victim; return it."""
+    entry = victim(state, cache, page)
+    replace(state, cache, entry, ways_of(state, cache), page, ordinal, space, info)
     touch(state, cache, entry, stamp)
     return entry
 

@@ -260,32 +260,38 @@ def keep_path(state: Words, va: int, start: int, last: int) -> None:
 
 
 @step
-def purpose(state: Words, level: int, access: int) -> int:
+def purpose(state: Words, rights: int, access: int) -> int:
     """What a leaf is judged for, as one word: the access, the privilege, the rights granted above. Never 0."""
-    return 1 << 8 | state[PRIVILEGE] << 6 | access << 4 | state[PATH_RIGHTS + level]
+    return 1 << 8 | state[PRIVILEGE] << 6 | access << 4 | rights
 
 
 @step
 def know(state: Words, row: int, entry: int, level: int, access: int) -> None:
     """Remember that a leaf of this level allows ``access`` and needs no update, and what was made of it."""
     state[row + R_KNOWN] = entry & state[row + R_JUDGED]
-    state[row + R_KNOWN_FOR] = purpose(state, level, access)
+    state[row + R_KNOWN_FOR] = purpose(state, state[PATH_RIGHTS + level], access)
     state[row + R_KNOWN_INFO] = state[OUT_INFO]
     state[row + R_KNOWN_GLOBAL] = state[OUT_GLOBAL]
 
 
 @step
-def is_known(state: Words, row: int, entry: int, level: int, access: int) -> bool:
+def is_known(state: Words, row: int, entry: int, rights: int, access: int) -> bool:
     """Whether ``entry`` is a leaf like the last one, which was fine: most pages of a program are alike."""
     alike = (entry ^ state[row + R_KNOWN]) & state[row + R_JUDGED] == 0
-    return alike and state[row + R_KNOWN_FOR] == purpose(state, level, access)
+    return alike and state[row + R_KNOWN_FOR] == purpose(state, rights, access)
+
+
+@step
+def frame_of(state: Words, row: int, entry: int) -> int:
+    """Physical address of the page that a leaf maps."""
+    frame = (entry & state[row + R_FRAME]) << state[row + R_ADDRESS_SHIFT]
+    return frame | (entry & state[row + R_HIGH]) << state[row + R_HIGH_SHIFT]
 
 
 @step
 def give_page(state: Words, row: int, entry: int) -> int:
     """Answer with the page that a leaf maps."""
-    frame = (entry & state[row + R_FRAME]) << state[row + R_ADDRESS_SHIFT]
-    state[OUT_FRAME] = frame | (entry & state[row + R_HIGH]) << state[row + R_HIGH_SHIFT]
+    state[OUT_FRAME] = frame_of(state, row, entry)
     state[OUT_SHIFT] = state[row + R_SHIFT]
     state[OUT_ORDINAL] = state[row + R_ORDINAL]
     return 0
@@ -326,7 +332,11 @@ def radix_walk(state: Words, ram: Words, va: int, access: int, mode: int) -> int
             entry = read_entry(ram, place, state[row + R_BYTES], state[BIG_ENDIAN])
             if not looks_only:
                 state[REFERENCES] += 1
-        if level == start and mode == WALK and is_known(state, row, entry, level, access):
+        if (
+            level == start
+            and mode == WALK
+            and is_known(state, row, entry, state[PATH_RIGHTS + level], access)
+        ):
             state[OUT_INFO] = state[row + R_KNOWN_INFO]
             state[OUT_GLOBAL] = state[row + R_KNOWN_GLOBAL]
             return give_page(state, row, entry)
