@@ -400,6 +400,7 @@ class ArchOps(Protocol):
     def set_pte(self, mm: mm_struct, addr: int, ptep: int, values: EntryRun) -> None:
         """Called with the table lock held to write a run of ptes; each was empty, or is being replaced.
 
+        ``values`` is the caller's and may change after the call: copy what is kept.
         Wrong on a hashed MMU: the hash table keeps the old translation.
         """
         ...

@@ -274,8 +274,9 @@ def _enter(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, pfn: i
     """Set the pte for ``pfn``; the table lock is held and the entry is empty."""
     ops, shape = kernel.ops, kernel.shape
     prot = vma.vm_page_prot
-    value = pfn << shape.layout.page_shift | (shape.stored[prot] if write else prot)
-    ops.set_pte(vma.vm_mm, page, ptep, np.array((value,), dtype=np.uint64))
+    run = kernel.one_entry
+    run[0] = pfn << shape.layout.page_shift | (shape.stored[prot] if write else prot)
+    ops.set_pte(vma.vm_mm, page, ptep, run)
     ops.update_mmu_cache(vma, page, ptep, 1)
 
 
