@@ -156,7 +156,6 @@ def format_of(section: X86Config, registers: Mapping[str, int], level: int) -> E
             table_mask=bits(top - 1, 12),
             reserved_table=bits(63, top) | bits(8, 6) | bits(2, 1),
             table_bits=P,
-            soft_present_mask=P,
         )
     if level == 1:
         return entry(
@@ -270,5 +269,6 @@ flush_tlb_range = family.flush_tlb_range
 flush_tlb_page = family.flush_tlb_page
 tlb_flush = family.tlb_flush
 set_access_flags = family.set_access_flags
+have_move_pmd = family.have_move_pmd
 
 __all__ = ["PAE", "TWO_LEVEL", "X86Config"]

@@ -73,7 +73,7 @@ def entry(
         high_frame_mask=high_frame_mask,
         high_frame_shift=high_frame_shift,
         table_bits=TABLE_BITS,
-        soft_present_mask=P | PROT_NONE,
+        prot_none=Field(P | PROT_NONE, PROT_NONE),
     )
 
 

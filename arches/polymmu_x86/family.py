@@ -68,6 +68,12 @@ def tlb_flush(tlb: mmu_gather) -> None:
 
 
 @hookimpl
+def have_move_pmd() -> bool:
+    """INVLPG and every load of CR3 drop the walk caches that lead to a moved table."""
+    return True
+
+
+@hookimpl
 def set_access_flags(vma: vm_area_struct, addr: int, ptep: int, value: int) -> bool:
     """No flush: a CPU that still holds the narrower entry faults, walks again and finds the wider one."""
     kernel: ArchKernel = vma.vm_mm.kernel

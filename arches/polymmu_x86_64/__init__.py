@@ -192,5 +192,6 @@ flush_tlb_range = family.flush_tlb_range
 flush_tlb_page = family.flush_tlb_page
 tlb_flush = family.tlb_flush
 set_access_flags = family.set_access_flags
+have_move_pmd = family.have_move_pmd
 
 __all__ = ["FIVE_LEVEL", "FOUR_LEVEL", "X86_64Config"]

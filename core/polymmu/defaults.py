@@ -8,6 +8,7 @@ answer (layout, formats, limits, fault codes) is not here: an architecture must 
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -16,6 +17,7 @@ import numpy as np
 from polymmu.errors import syscall_error
 from polymmu.hardware import scans
 from polymmu.hardware.cpu import Cpu
+from polymmu.hardware.entry import EntryFormat
 from polymmu.hooks import ArchKernel
 from polymmu.mm import frames, gather, pgtables, tables
 from polymmu.structs import PG_TABLE, EntryRun, Kernel, mm_struct, mmu_gather, vm_area_struct
@@ -46,6 +48,12 @@ def byte_order(section: Any) -> str:
     return "little"
 
 
+def read_image(
+    meta: Mapping[str, Any], arrays: Mapping[str, Any]
+) -> tuple[dict[str, int], list[tuple[int, bytes]]]:
+    return {}, []
+
+
 # ---------------------------------------------------------------- range walks
 def pgd_addr_end(mm: mm_struct, addr: int, end: int) -> int:
     return addr_end(mm, 0, addr, end)
@@ -57,7 +65,23 @@ def addr_end(mm: mm_struct, level: int, addr: int, end: int) -> int:
     return boundary if (boundary - 1) & WORD < (end - 1) & WORD else end
 
 
+def have_move_pmd(mm: mm_struct) -> bool:
+    return False
+
+
+def grow_task_size(mm: mm_struct, end: int) -> bool:
+    return False
+
+
 # ----------------------------------------------------------------- huge pages
+def huge_entry_format(section: Any, registers: Mapping[str, int], size: int) -> EntryFormat | None:
+    return None
+
+
+def huge_protections(section: Any, registers: Mapping[str, int], size: int) -> tuple[int, ...] | None:
+    return None
+
+
 def is_hugepage_only_range(mm: mm_struct, addr: int, length: int) -> bool:
     return False
 
@@ -70,6 +94,25 @@ def prepare_hugepage_range(mm: mm_struct, addr: int, length: int, size: int) -> 
 def huge_pte_alloc(mm: mm_struct, addr: int, size: int) -> int:
     level = mm.layout.shifts.index(size.bit_length() - 1)
     return tables.alloc_entry(mm, addr, level)
+
+
+def huge_pte_offset(mm: mm_struct, addr: int, size: int) -> int:
+    return tables.find_entry(mm, addr, mm.layout.shifts.index(size.bit_length() - 1))
+
+
+def set_huge_pte(mm: mm_struct, addr: int, ptep: int, value: int, size: int) -> None:
+    kernel: ArchKernel = mm.kernel
+    width = mm.layout.entry_bytes[mm.layout.shifts.index(size.bit_length() - 1)]
+    kernel.ram.write_entry(ptep, width, kernel.shape.byte_order, value)
+
+
+def huge_ptep_get_and_clear(mm: mm_struct, addr: int, ptep: int, size: int) -> int:
+    kernel: ArchKernel = mm.kernel
+    level = mm.layout.shifts.index(size.bit_length() - 1)
+    width, order = mm.layout.entry_bytes[level], kernel.shape.byte_order
+    value: int = kernel.ram.read_entry(ptep, width, order)
+    kernel.ram.write_entry(ptep, width, order, tables.format_of(mm, level).empty)
+    return value
 
 
 def hugetlb_free_pgd_range(tlb: mmu_gather, addr: int, end: int, floor: int, ceiling: int) -> None:
@@ -99,7 +142,7 @@ def table_alloc(mm: mm_struct, level: int, addr: int) -> int:
         return -1
     kernel.frames.flags[pfn] |= PG_TABLE
     table = pfn << mm.layout.page_shift
-    empty = kernel.shape.formats[level].empty
+    empty: int = tables.format_of(mm, level).empty
     if empty:
         width = mm.layout.entry_bytes[level]
         entry = empty.to_bytes(width, "big" if kernel.shape.byte_order == "big" else "little")
@@ -120,13 +163,13 @@ def table_free(mm: mm_struct, level: int, table: int) -> None:
 
 def populate(mm: mm_struct, level: int, addr: int, entry: int, table: int) -> None:
     kernel: ArchKernel = mm.kernel
-    value = table | kernel.shape.formats[level].table_bits
+    value: int = tables.format_of(mm, level).of_table(table)
     kernel.ram.write_entry(entry, mm.layout.entry_bytes[level], kernel.shape.byte_order, value)
 
 
 def clear_entry(mm: mm_struct, level: int, addr: int, entry: int) -> None:
     kernel: ArchKernel = mm.kernel
-    value = kernel.shape.formats[level].empty
+    value: int = tables.format_of(mm, level).empty
     kernel.ram.write_entry(entry, mm.layout.entry_bytes[level], kernel.shape.byte_order, value)
 
 
@@ -259,8 +302,8 @@ def set_wrprotect(mm: mm_struct, addr: int, ptep: int, n: int) -> None:
         mm.layout.entry_bytes[-1],
         kernel.shape.byte_order,
         n,
-        pte.soft_present_mask,
-        WORD & ~pte.write.mask,
+        pte,
+        WORD & ~(pte.write.mask | pte.write.with_off),
         pte.write.off,
     )
 
@@ -298,7 +341,7 @@ def test_and_clear_young(vma: vm_area_struct, addr: int, ptep: int, n: int) -> i
     young = 0
     for entry in range(ptep, ptep + n * width, width):
         value = kernel.ram.read_entry(entry, width, order)
-        if kernel.shape.pte.present.test(value) and accessed.test(value):
+        if kernel.shape.pte.is_mapped(value) and accessed.test(value):
             kernel.ram.write_entry(entry, width, order, accessed.clear(value))
             young += 1
     return young

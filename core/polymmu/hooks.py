@@ -20,7 +20,7 @@ import pluggy
 from polymmu.hardware.cpu import Cpu
 from polymmu.hardware.entry import EntryFormat
 from polymmu.hardware.layout import RadixLayout
-from polymmu.hardware.walk import RadixTranslation
+from polymmu.hardware.walk import Translation
 from polymmu.structs import (
     AddressLimits,
     EntryRun,
@@ -102,20 +102,33 @@ class ArchOps(Protocol):
         ...
 
     @shape
-    def translation(self, section: Any, registers: Mapping[str, int]) -> RadixTranslation:
+    def translation(self, section: Any, registers: Mapping[str, int]) -> Translation:
         """Called once per machine, and by ``translate``. How hardware turns an address into a frame.
 
-        ``registers``: the architecture's own names. Raises UserMistake where they make no sense.
-        Wrong: emulated hardware and real hardware disagree.
+        ``registers``: the architecture's own names. A RadixTranslation, or the arch's own MMU. Raises
+        UserMistake where they make no sense. Wrong: emulated hardware and real hardware disagree.
         """
         ...
 
     @shape
     def root_of(self, section: Any, registers: Mapping[str, int], space: str | None) -> int:
-        """Called by ``translate``. Physical address of the root table that the registers name.
+        """Called by ``translate``. What the registers put into the root register: the root table's address,
+        or whatever else this MMU's ``latch_root`` and ``walk`` take for a root.
 
         ``space`` picks an address space where there are several; None is the usual one. Raises UserMistake
         for an unknown space or a missing register. Wrong: every translation starts from the wrong table.
+        """
+        ...
+
+    @shape
+    def read_image(
+        self, meta: Mapping[str, Any], arrays: Mapping[str, Any]
+    ) -> tuple[dict[str, int], list[tuple[int, bytes]]]:
+        """Called by ``translate`` for a sparse image (.npz): its ``meta`` document and all its arrays.
+
+        What the image says in the architecture's own way: registers that are more than a plain number, and
+        memory, as (physical address, bytes), that is not in ``table_data``. Wrong: a hash table or a segment
+        buffer that was saved is not seen.
         """
         ...
 
@@ -171,7 +184,45 @@ class ArchOps(Protocol):
         """
         ...
 
+    @range_walk
+    def have_move_pmd(self, mm: mm_struct) -> bool:
+        """Called when mremap moves a range. Whether a table of ptes may be hooked over to another entry whole.
+
+        Sound only where flush_tlb_range also drops what leads to the table, and nothing else remembers the ptes'
+        addresses. Wrong (hashed MMUs, linear page tables): the old addresses keep translating.
+        """
+        ...
+
+    @range_walk
+    def grow_task_size(self, mm: mm_struct, end: int) -> bool:
+        """Called when a mapping is to end above ``mm.task_size``. Grow the tables and ``mm.task_size``.
+
+        False where they cannot grow so far; may sleep. Wrong (s390): programs that want more than the first
+        4 TiB are refused, or their addresses fold onto lower ones.
+        """
+        ...
+
     # ------------------------------------------------------------- huge pages
+    @huge_page
+    def huge_entry_format(self, section: Any, registers: Mapping[str, int], size: int) -> EntryFormat | None:
+        """Called once per machine and huge page size. The bits of the entry that maps a huge page of ``size``.
+
+        None: those of the table level whose entries span ``size``.
+        Wrong: the core misreads a huge page's frame, rights or dirty bit.
+        """
+        ...
+
+    @huge_page
+    def huge_protections(
+        self, section: Any, registers: Mapping[str, int], size: int
+    ) -> tuple[int, ...] | None:
+        """Called once per machine and huge page size. As ``page_protections``, for a huge page's entry.
+
+        None: the same bits, and the level's mark of a leaf. Wrong: the walker takes the entry for one that points
+        to a table.
+        """
+        ...
+
     @huge_page
     def is_hugepage_only_range(self, mm: mm_struct, addr: int, length: int) -> bool:
         """Called when a place for a mapping is chosen. Whether only huge pages may live in the range.
@@ -190,9 +241,33 @@ class ArchOps(Protocol):
 
     @huge_page
     def huge_pte_alloc(self, mm: mm_struct, addr: int, size: int) -> int:
-        """Called at a fault in a huge mapping. Physical address of the entry for ``addr``, tables made.
+        """Called at a fault in a huge mapping, and at fork. Physical address of the entry for ``addr``, tables made.
 
-        Wrong: the huge page is entered at a level the walker does not accept.
+        -1 where no memory is left. May sleep. Wrong: the huge page is entered at a level the walker does not accept.
+        """
+        ...
+
+    @huge_page
+    def huge_pte_offset(self, mm: mm_struct, addr: int, size: int) -> int:
+        """Called wherever the entry of a huge page is looked for. Its physical address, -1 where a table is missing.
+
+        Wrong: huge pages are not found again when they are unmapped, and leak.
+        """
+        ...
+
+    @huge_page
+    def set_huge_pte(self, mm: mm_struct, addr: int, ptep: int, value: int, size: int) -> None:
+        """Called with the table lock held to write a huge page's entry, empty or being replaced.
+
+        Wrong on sparc64 (a huge page is a run of small entries): only the first part of it is mapped.
+        """
+        ...
+
+    @huge_page
+    def huge_ptep_get_and_clear(self, mm: mm_struct, addr: int, ptep: int, size: int) -> int:
+        """Called with the table lock held to take a huge page's entry out. Its last value; the caller flushes.
+
+        Wrong: a part of the huge page stays mapped, or a dirty page is lost.
         """
         ...
 

@@ -15,6 +15,7 @@ import lzma
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,20 @@ class Image:
         return at >= 0 and self.ranges[at][0] <= pa and pa + size <= self.ranges[at][1]
 
 
-def open_image(path: str | Path) -> Image:
-    """Open an image, whatever its kind; decided by content. Raises UserMistake."""
+ReadMore = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[dict[str, int], list[tuple[int, bytes]]]]
+"""The arch's ``read_image``."""
+
+
+def nothing_more(meta: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[dict[str, int], list[Any]]:
+    """For an image that holds nothing in an architecture's own way."""
+    return {}, []
+
+
+def open_image(path: str | Path, read_more: ReadMore = nothing_more) -> Image:
+    """Open an image, whatever its kind; decided by content. Raises UserMistake.
+
+    ``read_more``: what the architecture reads out of a sparse image beyond tables and plain registers.
+    """
     file = Path(path)
     try:
         with file.open("rb") as stream:
@@ -58,7 +71,7 @@ def open_image(path: str | Path) -> Image:
     if head[:4] == b"\x7fELF":
         return _elf_core(file, head)
     if head[:4] == b"PK\x03\x04":
-        return _sparse(file)
+        return _sparse(file, read_more)
     size = file.stat().st_size
     if size < BLOCK:
         raise UserMistake(
@@ -136,14 +149,12 @@ def _elf_core(file: Path, head: bytes) -> Image:
     return Image(ram, merged([(paddr, paddr + filesz) for paddr, _, filesz in loads]), {})
 
 
-def _sparse(file: Path) -> Image:
+def _sparse(file: Path, read_more: ReadMore) -> Image:
     """A ``.npz`` with table_pa, table_data and meta."""
     place = str(file)
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {
-                name: archive[name] for name in ("table_pa", "table_data", "meta") if name in archive.files
-            }
+            arrays = {name: archive[name] for name in archive.files}
     except (
         OSError,
         ValueError,
@@ -172,20 +183,32 @@ def _sparse(file: Path) -> Image:
         raise UserMistake(f"table_pa must be ascending multiples of {BLOCK}", place=place)
     if len(blocks) and int(blocks[-1]) + BLOCK > HIGHEST:
         raise UserMistake(f"table_pa {int(blocks[-1]):#x} is beyond {HIGHEST:#x}", place=place)
-    registers = _registers(meta, place)
-    ram = Ram((int(blocks[-1]) if len(blocks) else 0) + BLOCK)
+    document = _document(meta, place)
+    own_registers, own_memory = read_more(document, arrays)
+    ranges = [(at, at + BLOCK) for at in blocks.tolist()]
+    ranges += [(at, at + len(data)) for at, data in own_memory]
+    if any(high > HIGHEST for _, high in ranges):
+        raise UserMistake(f"the image holds memory beyond {HIGHEST:#x}", place=place)
+    ram = Ram(-(-max((high for _, high in ranges), default=BLOCK) // BLOCK) * BLOCK)
     for at, block in zip(blocks.tolist(), data, strict=True):
         ram.bytes[at : at + BLOCK] = block
-    return Image(ram, merged([(at, at + BLOCK) for at in blocks.tolist()]), registers)
+    for at, own in own_memory:
+        ram.write(at, own)
+    return Image(ram, merged(ranges), _registers(document, place) | own_registers)
 
 
-def _registers(meta: Any, place: str) -> dict[str, int]:
-    """The registers of ``meta``: names in lower case, hexadecimal strings or ints; others are left out."""
+def _document(meta: Any, place: str) -> dict[str, Any]:
+    """``meta`` as a mapping; empty where it is none."""
     try:
         document = json.loads(str(meta))
     except ValueError as error:
         raise UserMistake(f"meta is not JSON: {error}", place=place) from error
-    named = document.get("registers", {}) if isinstance(document, dict) else {}
+    return document if isinstance(document, dict) else {}
+
+
+def _registers(document: Mapping[str, Any], place: str) -> dict[str, int]:
+    """The registers of ``meta``: names in lower case, hexadecimal strings or ints; others are left out."""
+    named = document.get("registers", {})
     if not isinstance(named, dict):
         raise UserMistake("meta.registers is not a mapping of name to value", place=place)
     registers: dict[str, int] = {}

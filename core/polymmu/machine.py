@@ -21,6 +21,7 @@ from polymmu.description.model import MachineDescription
 from polymmu.errors import SegmentationFault, UserMistake, syscall_error
 from polymmu.events import Events, Observer
 from polymmu.hardware.cpu import Cpu, Upcoming
+from polymmu.hardware.entry import EntryFormat
 from polymmu.hardware.ram import Frames, Ram
 from polymmu.hooks import ArchKernel
 from polymmu.mm import exec as mm_exec
@@ -59,12 +60,27 @@ def shape_of(arch: Arch, section: Any) -> Shape:
     ops = arch.ops
     registers = ops.boot_registers(section)
     layout = ops.page_table_layout(section)
+    formats = tuple(ops.entry_format(section, registers, level) for level in range(layout.levels))
+    protections = ops.page_protections(section, registers)
+    huge_formats: dict[int, EntryFormat] = {}
+    huge_protections: dict[int, tuple[int, ...]] = {}
+    for size in ops.huge_page_sizes(section):
+        format = ops.huge_entry_format(section, registers, size)
+        if format is None:
+            format = formats[layout.shifts.index(size.bit_length() - 1)]
+        huge_formats[size] = format
+        own = ops.huge_protections(section, registers, size)
+        huge_protections[size] = (
+            tuple(bits | format.leaf_mask for bits in protections) if own is None else own
+        )
     return Shape(
         layout=layout,
-        formats=tuple(ops.entry_format(section, registers, level) for level in range(layout.levels)),
+        formats=formats,
         limits=ops.address_limits(section),
-        protections=ops.page_protections(section, registers),
-        huge_page_sizes=ops.huge_page_sizes(section),
+        protections=protections,
+        huge_page_sizes=tuple(huge_formats),
+        huge_formats=huge_formats,
+        huge_protections=huge_protections,
         byte_order=ops.byte_order(section),
         registers=registers,
     )
@@ -441,7 +457,8 @@ def assemble(machine: Machine, workload: str, workload_sha256: str, extra: dict[
     kernel = machine.kernel
     accesses = {"total": 0, "fetch": 0, "load": 0, "store": 0}
     tlbs: list[dict[str, Any]] = []
-    walk = {"count": 0, "references": 0, "cache_hits": 0, "ad_updates": 0}
+    events = kernel.cpus[0].translation.event_costs
+    walk = dict.fromkeys(("count", "references", "cache_hits", "ad_updates", *events), 0)
     cycles = sum(kernel.sched.clock)
     for cpu in kernel.cpus:
         counted = cpu.counters()
@@ -451,6 +468,7 @@ def assemble(machine: Machine, workload: str, workload_sha256: str, extra: dict[
         for key in walk:
             walk[key] += counted["walk"][key]
         cycles += hardware_cycles(machine.description, counted)
+        cycles += sum(counted["walk"][name] * cost for name, cost in events.items())
     accesses["total"] = accesses["fetch"] + accesses["load"] + accesses["store"]
     sections = machine.counters.sections()
     return {

@@ -202,6 +202,10 @@ def _is_table(answer: object, mm: mm_struct, *_: object) -> bool:
     return type(answer) is int and (answer == -1 or 0 < answer < mm.kernel.ram.size)
 
 
+def _is_entry(answer: object, mm: mm_struct, *_: object) -> bool:
+    return type(answer) is int and -1 <= answer < mm.kernel.ram.size
+
+
 def _of(kind: type) -> Callable[..., bool]:
     return lambda answer, *_: isinstance(answer, kind)
 
@@ -237,7 +241,16 @@ PROMISES: dict[str, tuple[Callable[..., bool], str]] = {
         "an address in (addr, end] is wanted",
     ),
     "is_hugepage_only_range": (_is_bool, "True or False is wanted"),
-    "huge_pte_alloc": (_is_int, "the physical address of an entry is wanted"),
+    "huge_entry_format": (lambda a, *_: a is None or isinstance(a, EntryFormat), "an EntryFormat is wanted"),
+    "huge_protections": (
+        lambda a, *_: a is None or (isinstance(a, tuple) and len(a) == 16 and all(_is_int(n) for n in a)),
+        "a tuple of 16 ints is wanted",
+    ),
+    "huge_pte_alloc": (_is_entry, "the physical address of an entry, or -1, is wanted"),
+    "huge_pte_offset": (_is_entry, "the physical address of an entry, or -1, is wanted"),
+    "huge_ptep_get_and_clear": (_is_int, "the value of an entry is wanted"),
+    "have_move_pmd": (_is_bool, "True or False is wanted"),
+    "grow_task_size": (_is_bool, "True or False is wanted"),
     "pgd_alloc": (_is_table, "the physical address of a table, or -1, is wanted"),
     "table_alloc": (_is_table, "the physical address of a table, or -1, is wanted"),
     "tables_need_rcu": (_is_bool, "True or False is wanted"),

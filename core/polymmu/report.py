@@ -27,7 +27,6 @@ class Counters(Observer):
     def __init__(self, level_names: tuple[str, ...]) -> None:
         self.faults = {"minor": 0, "cow": 0, "protection": 0, "segv": 0}
         self.levels = {name: {"allocated": 0, "freed": 0, "live": 0, "peak": 0} for name in level_names}
-        self._level = tuple(self.levels.values())
         self.tables = {"allocated": 0, "freed": 0, "live": 0, "peak": 0, "bytes_peak": 0}
         self.table_bytes = 0
         self.pages = {"allocated": 0, "freed": 0, "peak": 0}
@@ -53,7 +52,7 @@ class Counters(Observer):
         self.live_pages -= n
 
     def table_allocated(self, mm: Any, level: int, table: int, size: int) -> None:
-        for each in (self._level[level], self.tables):
+        for each in (self.levels[mm.layout.names[level]], self.tables):
             each["allocated"] += 1
             each["live"] += 1
             each["peak"] = max(each["peak"], each["live"])
@@ -61,7 +60,7 @@ class Counters(Observer):
         self.tables["bytes_peak"] = max(self.tables["bytes_peak"], self.table_bytes)
 
     def table_freed(self, mm: Any, level: int, table: int, size: int) -> None:
-        for each in (self._level[level], self.tables):
+        for each in (self.levels[mm.layout.names[level]], self.tables):
             each["freed"] += 1
             each["live"] -= 1
         self.table_bytes -= size

@@ -126,6 +126,10 @@ class Shape:
     protections: tuple[int, ...]
     """Entry bits of a present pte by VM_READ | VM_WRITE | VM_EXEC | VM_SHARED (Linux: protection_map)."""
     huge_page_sizes: tuple[int, ...]
+    huge_formats: dict[int, EntryFormat]
+    """Format of a huge page's entry, by size."""
+    huge_protections: dict[int, tuple[int, ...]]
+    """As ``protections``, for a huge page's entry, by size."""
     byte_order: str
     registers: dict[str, int]
 
@@ -135,13 +139,18 @@ class Shape:
         return self.formats[-1]
 
     @functools.cached_property
+    def pfn_shift(self) -> int:
+        """Where a pte's frame number stands."""
+        return self.layout.page_shift - self.pte.address_shift
+
+    @functools.cached_property
     def stored(self) -> dict[int, int]:
         """For a protection the entry bits of a page that was just stored to: writable, dirty, young."""
         return StoredBits(self.pte)
 
     @functools.cached_property
-    def steps(self) -> tuple[tuple[int, int, int, int, int], ...]:
-        """Per level what a software walk needs: shift, index mask, entry bytes, table mask, empty entry."""
+    def steps(self) -> tuple[tuple[int, int, int, int, int, int], ...]:
+        """Per level what a software walk needs: shift, index mask, entry bytes, table mask and shift, empty entry."""
         layout = self.layout
         return tuple(
             (
@@ -149,6 +158,7 @@ class Shape:
                 layout.entries_of(level) - 1,
                 layout.entry_bytes[level],
                 self.formats[level].table_mask,
+                max(self.formats[level].address_shift, 0),
                 self.formats[level].empty,
             )
             for level in range(layout.levels)
@@ -159,13 +169,15 @@ class Shape:
         """What ``hardware.scans.account_ptes`` must know of the pte format and of the page flags."""
         pte, none = self.pte, Field(0, 0)
         dirty, young = pte.dirty or none, pte.accessed or none
+        refused = pte.prot_none or pte.present
         return np.array(
             (
-                pte.soft_present_mask,
+                pte.present.mask,
+                pte.present.on,
+                refused.mask,
+                refused.on,
                 pte.frame_mask,
-                pte.high_frame_mask,
-                pte.high_frame_shift,
-                self.layout.page_shift,
+                self.pfn_shift,
                 dirty.mask,
                 dirty.on,
                 young.mask,

@@ -13,9 +13,9 @@ from typing import Any
 import attrs
 
 from polymmu.errors import UserMistake
-from polymmu.hardware.entry import Access, EntryFormat, Privilege, WalkFault
+from polymmu.hardware.entry import Access, Privilege, WalkFault
 from polymmu.hardware.ram import Ram
-from polymmu.hardware.walk import RadixTranslation, walk
+from polymmu.hardware.walk import Translation, Walk
 from polymmu.images import Image, open_image
 from polymmu.machine import Machine
 from polymmu.report import SCHEMA
@@ -55,7 +55,7 @@ def translate(
     anyone may use it. Raises UserMistake.
     """
     ops, section = machine.arch.ops, machine.description.section
-    image = open_image(memory) if isinstance(memory, str | Path) else memory
+    image = open_image(memory, ops.read_image) if isinstance(memory, str | Path) else memory
     covers = image.covers if isinstance(image, Image) else None
     known: dict[str, int] = dict(image.registers) if isinstance(image, Image) else {}
     known |= {name.lower(): value for name, value in (registers or {}).items()}
@@ -68,13 +68,15 @@ def translate(
     root = (
         machine.kernel.cpus[0].root if image is None and not registers else ops.root_of(section, known, space)
     )
-    if covers is not None and not covers(root, 1):
+    first = translation.walk(ram, root, 0).path[:1]
+    if covers is not None and first and not covers(first[0][1], 1):
         raise UserMistake(
             f"the image does not hold the root table at {root:#x}; check the registers", place=str(memory)
         )
     want = _access(access)
     who = _privilege(privilege)
-    return [_one(ram, covers, translation, root, va, want, who) for va in addresses]
+    asid = machine.kernel.cpus[0].asid if image is None else 0
+    return [_one(ram, covers, translation, root, asid, va, want, who) for va in addresses]
 
 
 def _access(access: str | None) -> Access | None:
@@ -94,51 +96,43 @@ def _privilege(privilege: str) -> Privilege:
 def _one(
     ram: Ram,
     covers: Any,
-    translation: RadixTranslation,
+    translation: Translation,
     root: int,
+    asid: int,
     va: int,
     want: Access | None,
     who: Privilege,
 ) -> Translated:
-    layout = translation.layout
-    found = walk(ram, translation, root, va, Access.LOAD if want is None else want, who)
-    path = tuple(found.path)
-    fault, pa = found.fault, found.pa
+    steps = translation.path_steps
+    found = translation.walk(ram, root, va, want, who, asid)
+    path, fault = found.path, found.fault
     if covers is not None:
         for at, (level, entry_pa, _) in enumerate(path):
-            if not covers(entry_pa, layout.entry_bytes[level]):
-                path, fault, pa = path[:at], WalkFault.TABLE_UNREADABLE, None
+            if not covers(entry_pa, steps[level][1]):
+                path, fault = path[:at], WalkFault.TABLE_UNREADABLE
                 break
-    if want is None and fault is WalkFault.NO_PERMISSION:
-        # Only what is mapped was asked for, not whether a supervisor may load from it.
-        fault = WalkFault.NONE
-        pa = translation.formats[path[-1][0]].frame_of(path[-1][2]) + va % found.page_size
-    mapped = fault in (WalkFault.NONE, WalkFault.NO_PERMISSION) and bool(path)
+    mapped = fault in (WalkFault.NONE, WalkFault.NO_PERMISSION)
     return Translated(
         va=va,
-        pa=pa if fault is WalkFault.NONE else None,
+        pa=found.pa if fault is WalkFault.NONE else None,
         page_size=found.page_size if mapped else 0,
-        flags=_flags([translation.formats[level] for level, _, _ in path], [e for _, _, e in path])
-        if mapped
-        else {},
+        flags=_flags(found) if mapped else {},
         fault=None if fault is WalkFault.NONE else fault.name,
-        path=tuple((layout.names[level], entry_pa, entry) for level, entry_pa, entry in path),
+        path=tuple((steps[level][0], entry_pa, entry) for level, entry_pa, entry in path),
     )
 
 
-def _flags(formats: Sequence[EntryFormat], entries: Sequence[int]) -> dict[str, bool]:
-    """Rights granted by every level, and the leaf's own bits."""
-    pairs = list(zip(formats, entries, strict=True))
-    leaf, entry = pairs[-1]
+def _flags(found: Walk) -> dict[str, bool]:
+    """Rights granted by every level, and the leaf's own bits as far as there are such."""
     flags = {
-        "read": all(f.read.test(e) for f, e in pairs),
-        "write": all(f.write.test(e) for f, e in pairs),
-        "execute": all(f.execute.test(e) for f, e in pairs),
-        "user": all(f.user.test(e) for f, e in pairs),
+        "read": found.readable,
+        "write": found.writable,
+        "execute": found.executable,
+        "user": found.user,
     }
-    for name, field in (("accessed", leaf.accessed), ("dirty", leaf.dirty), ("global", leaf.global_)):
-        if field is not None:
-            flags[name] = field.test(entry)
+    for name, bit in (("accessed", found.accessed), ("dirty", found.dirty), ("global", found.is_global)):
+        if bit is not None:
+            flags[name] = bit
     return flags
 
 

@@ -15,22 +15,27 @@ from polymmu_x86_64 import X86_64Config
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
+def radix(translation: object) -> RadixTranslation:
+    assert isinstance(translation, RadixTranslation)
+    return translation
+
+
 def two_level() -> RadixTranslation:
     """32-bit paging with CR4.PSE and PSE-36 (40 physical bits)."""
     ops, section = arch_named("x86").ops, X86Config(phys_bits=40)
-    return ops.translation(section, ops.boot_registers(section))
+    return radix(ops.translation(section, ops.boot_registers(section)))
 
 
 def pae(physical_bits: int = 52) -> RadixTranslation:
     """PAE paging with EFER.NXE set."""
     ops, section = arch_named("x86").ops, X86Config(paging="pae", nx=True, phys_bits=physical_bits)
-    return ops.translation(section, ops.boot_registers(section))
+    return radix(ops.translation(section, ops.boot_registers(section)))
 
 
 def four_level(physical_bits: int = 52) -> RadixTranslation:
     """64-bit paging with four levels, EFER.NXE set."""
     ops, section = arch_named("x86_64").ops, X86_64Config(phys_bits=physical_bits)
-    return ops.translation(section, ops.boot_registers(section))
+    return radix(ops.translation(section, ops.boot_registers(section)))
 
 
 def base_64k() -> RadixTranslation:

@@ -57,9 +57,9 @@ class Toy:
     execute = Field(4, 4)
     accessed = Field(8, 8)
     dirty = Field(16, 16)
-    soft = 1 | 32  # 32: a page without rights, present to the core alone
+    soft = 1
     empty = 0
-    none = 32
+    none = refused = 32  # a page without rights, present to the core alone
     top = TOP
 
     @property
@@ -83,7 +83,7 @@ class Toy:
                 frame_mask=address,
                 table_mask=address,
                 empty=self.empty,
-                table_bits=self.present.on | self.soft & 1,
+                table_bits=self.present.on | self.soft,
             )
         return EntryFormat(
             present=self.present,
@@ -93,7 +93,7 @@ class Toy:
             accessed=self.accessed,
             dirty=self.dirty,
             empty=self.empty,
-            soft_present_mask=self.soft,
+            prot_none=Field(self.refused, self.refused),
         )
 
     @hookimpl
@@ -128,10 +128,14 @@ class Toy:
     def protection(self, flags: int) -> int:
         if not flags & (VM_READ | VM_WRITE | VM_EXEC):
             return self.none
-        value = self.dirty.clear(self.accessed.set(self.present.set(self.soft & 1)))
+        value = self.dirty.clear(self.accessed.set(self.present.set(self.soft)))
         shared_store = flags & (VM_WRITE | VM_SHARED) == VM_WRITE | VM_SHARED
         value = self.write.set(value) if shared_store else self.write.clear(value)
         return self.execute.set(value) if flags & VM_EXEC else self.execute.clear(value)
+
+    @hookimpl
+    def have_move_pmd(self) -> bool:
+        return True
 
     @hookimpl
     def decode_fault(self, code: int) -> FaultInfo:
@@ -153,6 +157,7 @@ class Odd(Toy):
     soft = 1
     empty = 0x400
     none = 0x400 | 0x200 | 0x100 | 0x40 | 1
+    refused = 0x400 | 1
 
 
 TOY: Arch = resolve("toy", Toy())
@@ -238,7 +243,7 @@ def frame_at(mm: mm_struct, addr: int) -> int:
     """The frame mapped at ``addr``, -1 where none is."""
     shape = mm.kernel.shape
     pte = pte_at(mm, addr)
-    return pfn_of(shape, pte) if pte & shape.pte.soft_present_mask else -1
+    return pfn_of(shape, pte) if shape.pte.is_mapped(pte) else -1
 
 
 def live_tables(mm: mm_struct) -> set[tuple[int, int]]:
@@ -254,7 +259,7 @@ def live_tables(mm: mm_struct) -> set[tuple[int, int]]:
             if value != shape.formats[level].empty:
                 found.add((level + 1, addr))
                 if level + 1 < mm.layout.pte_level:
-                    below.append((level + 1, value & shape.formats[level].table_mask, addr))
+                    below.append((level + 1, shape.formats[level].table_of(value), addr))
     return found
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from polymmu.hardware.compile import Words, call_miss, kernel, step
 from polymmu.hardware.state import (
+    ABSENT,
     ADDRESS_BITS,
-    ASID,
     BASE_SHIFT,
     CODES,
     D_COUNTS,
@@ -45,11 +45,13 @@ from polymmu.hardware.state import (
     FRONT_ROW,
     GLOBAL,
     GROW,
+    HAS_SEGMENTS,
     IS_RADIX,
     MAX_TLB_LEVELS,
     MISS_ADDRESS,
     MODIFY_SHORTCUT,
     NEED,
+    NOW,
     NR_TLBS,
     ORDINAL_MASK,
     OUT_FRAME,
@@ -73,6 +75,7 @@ from polymmu.hardware.state import (
     REAL_SHIFT,
     RESUME,
     SEEN_ROOM,
+    SEGMENT,
     SIZES,
     STATUS,
     STOP_AT,
@@ -80,10 +83,20 @@ from polymmu.hardware.state import (
     WALK,
     WALK_ROOT,
 )
-from polymmu.hardware.tlb_kernels import drop_page, fill_levels, find, page_number, shortcut, touch, ways_of
+from polymmu.hardware.tlb_kernels import (
+    drop_page,
+    fill_levels,
+    find,
+    page_number,
+    shortcut,
+    space_of,
+    touch,
+    ways_of,
+)
 from polymmu.hardware.walk_kernels import radix_walk
 
 LOAD, STORE, MODIFY = 1, 2, 3
+NOT_PRESENT = 1
 NO_PERMISSION = 3
 DROPPED = 3  # as a verdict, beside DONE and FAULT
 GROWTH_PER_ACCESS = 64  # slots of the touched-page table that one access may take at most
@@ -97,15 +110,15 @@ def refuse(state: Words, va: int, access: int, kind: int) -> int:
     state[FAULT_KIND] = kind
     state[FAULT_ACCESS] = access
     state[FAULT_CODE] = state[CODES + (kind * 3 + access) * 2 + state[PRIVILEGE]]
-    if state[FAULT_DROPS]:
-        drop_page(state, va, state[ASID])
+    if state[FAULT_DROPS] >> kind & 1:
+        drop_page(state, va, space_of(state, va))
     return FAULT
 
 
 @step
 def lookup(state: Words, access: int, va: int) -> tuple[int, int, int]:
     """Where the TLBs know ``va``: (entry, TLB, level), not noting the use; entry 0: nowhere."""
-    space = state[ASID]
+    space = space_of(state, va)
     for level in range(state[TLB_LEVELS]):
         row = PROBE_ROWS + (access * MAX_TLB_LEVELS + level) * 2
         first = PROBES + (state[row]) * PROBE
@@ -131,8 +144,8 @@ def repeat_first_fault(state: Words, ram: Words, va: int, access: int) -> None:
         return  # the handler left this one out: it will fault by itself
     level = state[PENDING + 2 * head + 1]
     call_miss(state[MISS_ADDRESS], state, ram, va, access, STOP_AT + level)
-    if state[FAULT_DROPS]:
-        drop_page(state, va, state[ASID])
+    if state[FAULT_DROPS] >> NOT_PRESENT & 1:
+        drop_page(state, va, space_of(state, va))
 
 
 @kernel
@@ -149,7 +162,7 @@ def mark_dirty(state: Words, va: int, space: int) -> None:
 
 
 @kernel
-def ask_again(state: Words, ram: Words, access: int, va: int, entry: int, cache: int) -> int:
+def ask_again(state: Words, ram: Words, access: int, va: int, entry: int, cache: int, stamp: int) -> int:
     """A TLB entry lacks what the access needs: refuse, or walk for the dirty bit it was loaded without.
 
     Returns DONE where the entry may be used now, FAULT, or DROPPED where the tables changed behind the
@@ -159,24 +172,26 @@ def ask_again(state: Words, ram: Words, access: int, va: int, entry: int, cache:
     if ~info & state[NEED + access] & ~DIRTY:
         state[FAULT_PLACE] = -1
         state[FAULT_ENTRY] = info
-        return refuse(state, va, access, NO_PERMISSION)
+        return refuse(state, va, access, NOT_PRESENT if info & ABSENT else NO_PERMISSION)
+    state[NOW] = stamp
     kind = call_miss(state[MISS_ADDRESS], state, ram, va, access, WALK)
     if kind:
         return refuse(state, va, access, kind)
     inside = va & ((1 << state[OUT_SHIFT]) - (1 << state[SIZES + (state[entry] & ORDINAL_MASK)]))
     same = state[OUT_SHIFT] == state[SIZES + ((info & FLAG_BITS) >> REAL_SHIFT)]
     if same and state[OUT_FRAME] + inside == info & ADDRESS_BITS:
-        mark_dirty(state, va, state[ASID])
+        mark_dirty(state, va, space_of(state, va))
         return DONE
-    drop_page(state, va, state[ASID])
+    drop_page(state, va, space_of(state, va))
     return DROPPED
 
 
 @step
-def miss(state: Words, ram: Words, va: int, access: int) -> int:
+def miss(state: Words, ram: Words, va: int, access: int, stamp: int) -> int:
     """Walk as hardware does, by the miss routine; the one of radix tables is part of the loop."""
     if state[IS_RADIX]:
         return radix_walk(state, ram, va, access, WALK)
+    state[NOW] = stamp
     return call_miss(state[MISS_ADDRESS], state, ram, va, access, WALK)
 
 
@@ -185,8 +200,12 @@ def access_page(state: Words, seen: Words, ram: Words, access: int, va: int, sta
     """One access to one page, by the rules. Returns DONE with ``state[PA]`` set, or FAULT."""
     entry, cache, levels = lookup(state, access, va)
     verdict = DONE
+    if state[HAS_SEGMENTS] and (levels or not entry):
+        kind = call_miss(state[MISS_ADDRESS], state, ram, va, access, SEGMENT)
+        if kind:
+            return refuse(state, va, access, kind)
     if entry and ~state[entry + E_INFO * ways_of(state, cache)] & state[NEED + access]:
-        verdict = ask_again(state, ram, access, va, entry, cache)
+        verdict = ask_again(state, ram, access, va, entry, cache, stamp)
         if verdict == FAULT:
             return FAULT
     if entry and verdict == DONE:
@@ -201,12 +220,12 @@ def access_page(state: Words, seen: Words, ram: Words, access: int, va: int, sta
         if verdict == DONE:
             if state[PENDING_HEAD] < state[PENDING_TAIL]:
                 repeat_first_fault(state, ram, va, access)
-            kind = miss(state, ram, va, access)
+            kind = miss(state, ram, va, access, stamp)
             if kind:
                 return refuse(state, va, access, kind)
         ordinal = state[OUT_ORDINAL]
         info = state[OUT_FRAME] | state[OUT_INFO] | ordinal << REAL_SHIFT
-        space = GLOBAL if state[OUT_GLOBAL] else state[ASID]
+        space = GLOBAL if state[OUT_GLOBAL] else space_of(state, va)
         shift = state[OUT_SHIFT]
         levels = state[TLB_LEVELS]
     state[PA] = (info & ADDRESS_BITS) + (va & ((1 << shift) - 1))

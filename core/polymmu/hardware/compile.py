@@ -29,7 +29,7 @@ from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-__all__ = ["MISS_SIGNATURE", "Words", "address_of", "call_miss", "kernel", "pointer_to", "step"]
+__all__ = ["MISS_SIGNATURE", "Words", "address_of", "call_miss", "kernel", "pointer_at", "pointer_to", "step"]
 
 
 class Words(Protocol):
@@ -154,5 +154,15 @@ def _pointer_to(typing_context: Any, array: Any) -> Any:
     return POINTER(WORDS), generate
 
 
+def _pointer_at(typing_context: Any, address: Any) -> Any:
+    """The words at a host address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+
+    return POINTER(types.int64), generate
+
+
 call_miss = cast("Callable[[int, Words, Words, int, int, int], int]", intrinsic(_call_miss))
 pointer_to = cast("Callable[[Words], Words]", intrinsic(_pointer_to))
+pointer_at = cast("Callable[[int], Words]", intrinsic(_pointer_at))

@@ -10,7 +10,7 @@ Bulk work goes through ``replay``: compiled, it leaves the kernel once per fault
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ from polymmu.hardware.kernels import replay, replay_runs
 from polymmu.hardware.ram import NONZERO, Frames, Ram
 from polymmu.hardware.sweep_kernels import EVERYWHERE, sweep
 from polymmu.hardware.tlb import FIRST_SEEN_SLOTS, build, clear_front, grow, new_seen
-from polymmu.hardware.walk import RadixTranslation, Walk, needs, signed, walk
+from polymmu.hardware.walk import Translation, Walk, needs, signed
 
 __all__ = ["Cpu", "InternalError", "Upcoming", "Vectors", "Watcher"]
 
@@ -85,7 +85,7 @@ class Cpu:
         frames: Frames,
         tlbs: Mapping[str, TlbSpec],
         walk_caches: Mapping[str, WalkCacheSpec],
-        translation: RadixTranslation,
+        translation: Translation,
         seed: int = 0,
     ) -> None:
         self.index = index
@@ -138,17 +138,34 @@ class Cpu:
         self._words[at.NEED : at.NEED + 4] = needs(privilege)
         clear_front(self._words)
 
+    @property
+    def space(self) -> int:
+        """Which address space is loaded, as ``load_root`` was told."""
+        return self._view[at.SPACE]
+
+    @property
+    def mmu(self) -> npt.NDArray[np.int64]:
+        """The MMU's own registers and buffers, as its miss routine sees them at ``MMU``; write to change them."""
+        return self._words[at.MMU : at.MMU + at.MMU_WORDS]
+
+    def load_asids(self, asids: Sequence[int]) -> None:
+        """Load eight ASIDS, by an address's top three bits (ia64's region registers). Flushes nothing."""
+        self._words[at.ASIDS : at.ASIDS + 8] = asids
+        clear_front(self._words)
+
     def load_root(self, root_pa: int, asid: int = 0, space: int | None = None) -> None:
         """Load the root register and the ASID. Flushes nothing; reads what the MMU keeps in registers.
 
-        ``space`` identifies the address space where the root's address is not enough (it may be reused):
-        it decides only which misses count as compulsory. BadRoot if the MMU refuses the root.
+        ``space`` identifies the address space where the root's address is not enough (it may be reused): a
+        kernel gives the mm's ``serial``. It decides which misses count as compulsory, and tells observers which
+        mm a flush is for. BadRoot if the MMU refuses the root.
         """
         view = self._view
         for n, entry in enumerate(self.translation.latch_root(self.ram, root_pa)):
             view[at.ROOT_ENTRIES + n] = signed(entry)
         if root_pa != view[at.ROOT] or asid != view[at.ASID]:
             clear_front(self._words)
+            self._words[at.ASIDS : at.ASIDS + 8] = asid
         view[at.ROOT] = root_pa
         view[at.ASID] = asid
         view[at.SPACE] = root_pa if space is None else space
@@ -182,6 +199,8 @@ class Cpu:
 
     def _upcoming(self, low: int, high: int, limit: int) -> npt.NDArray[np.uint64]:
         """See ``Vectors.fault``. Where searches find nothing, ever fewer faults make one."""
+        if not self.translation.looks_ahead:
+            return NOTHING_AHEAD
         if self._searches_to_skip:
             self._searches_to_skip -= 1
             return NOTHING_AHEAD
@@ -269,7 +288,7 @@ class Cpu:
     def translate(self, va: int, access: Access = Access.LOAD, privilege: Privilege | None = None) -> Walk:
         """What the tables under the current root say about ``va``; no TLB is asked, nothing changes."""
         asked = self.privilege if privilege is None else privilege
-        return walk(self.ram, self.translation, self.root, va, access, asked)
+        return self.translation.walk(self.ram, self.root, va, access, asked, self.asid)
 
     # --- many accesses
     def replay(
@@ -352,13 +371,14 @@ class Cpu:
         include_global: bool = False,
         tlb: bool = True,
         walk_caches: str = "asid",
+        first_level_only: bool = False,
     ) -> int:
         """Drop what is cached; returns how many entries of TLBs and paging-structure caches went.
 
         ``asid`` None: every address space. ``start`` alone: its page; both: [start, end), ``end`` 0 being
         the top; neither: every address. A large page goes whole, with all its fragments. ``walk_caches``:
         ``none``, ``path`` (entries on the way to the range), ``asid`` (all of the address space) or
-        ``all``.
+        ``all``. ``first_level_only``: only TLBs of level 1 (POWER's slbie and its ERATs).
         """
         low, last = self._range(start, end)
         if last < low:
@@ -376,23 +396,27 @@ class Cpu:
                 WALK_CACHE_SCOPES[walk_caches],
                 signed(low),
                 signed(last),
+                first_level_only,
             )
         )
         if watcher is not None:
             watcher.after_invalidate(self, dropped)
         return dropped
 
-    def count_stale(self, asid: int, root: int, start: int, end: int) -> int:
-        """How many cached entries that ``asid`` could use for [start, end) say more than the tables do.
+    def count_stale(self, asid: int | None, root: int, start: int, end: int) -> int:
+        """How many cached entries for [start, end) say more than the tables do.
 
-        A TLB entry is stale if its page is no longer mapped, elsewhere, or with fewer rights; an entry of a
+        Those count that ``asid`` could use (None: what is loaded, by each address's own ASID). A TLB
+        entry is stale if its page is no longer mapped, elsewhere, or with fewer rights; an entry of a
         paging-structure cache if its table is no longer the one linked, or grants more.
         """
         low, last = self._range(start, end)
         if last < low:
             return 0
         self._view[at.WALK_ROOT] = root
-        return int(sweep(self._words, self.ram.words, True, asid, 0, 0, signed(low), signed(last)))
+        space = EVERYWHERE if asid is None else asid
+        words, ram = self._words, self.ram.words
+        return int(sweep(words, ram, True, space, 0, 0, signed(low), signed(last), False))
 
     def _range(self, start: int | None, end: int | None) -> tuple[int, int]:
         """First and last address of a range."""
@@ -419,12 +443,14 @@ class Cpu:
                 "references": view[at.REFERENCES],
                 "cache_hits": view[at.WALK_CACHE_HITS],
                 "ad_updates": view[at.AD_UPDATES],
+                **{name: view[at.EVENTS + n] for n, name in enumerate(self.translation.event_costs)},
             },
         }
 
     def reset_counters(self) -> None:
         """Set every count to zero, and forget which pages were ever touched."""
         self._words[at.ACCESSES : at.AD_UPDATES + 1] = 0
+        self._words[at.EVENTS : at.EVENTS + at.MAX_EVENTS] = 0
         for home in self._tlbs.values():
             self._words[home + at.D_HITS : home + at.D_FLUSHED + 1] = 0
         self._seen = new_seen(FIRST_SEEN_SLOTS, self._words)

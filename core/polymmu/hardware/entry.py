@@ -10,6 +10,8 @@ from __future__ import annotations
 import enum
 
 import attrs
+import numpy as np
+import numpy.typing as npt
 
 __all__ = ["Access", "EntryFormat", "Field", "Privilege", "WalkFault"]
 
@@ -44,11 +46,18 @@ class WalkFault(enum.IntEnum):
 
 @attrs.frozen
 class Field:
-    """A property of an entry: it holds if ``entry & mask == on``; clearing it stores ``off``."""
+    """A property of an entry: it holds if ``entry & mask == on``; clearing it stores ``off``.
+
+    ``with_on``: bits that hardware reads and that are set together with the property; ``with_off``: such bits
+    that are cleared together with it (sparc64: a dirty page gets the hardware's write bit, a page that loses its
+    write right or its dirty bit loses that bit too). They are never asked.
+    """
 
     mask: int
     on: int
     off: int = 0
+    with_on: int = 0
+    with_off: int = 0
 
     def test(self, entry: int) -> bool:
         """Whether ``entry`` has the property."""
@@ -56,11 +65,11 @@ class Field:
 
     def set(self, entry: int) -> int:
         """``entry`` with the property."""
-        return entry & ~self.mask | self.on
+        return entry & ~self.mask | self.on | self.with_on
 
     def clear(self, entry: int) -> int:
         """``entry`` without the property."""
-        return entry & ~self.mask | self.off
+        return entry & ~(self.mask | self.with_off) | self.off
 
 
 ALWAYS = Field(0, 0, 0)
@@ -79,11 +88,12 @@ class EntryFormat:
     ``accessed`` / ``dirty`` (None: no such bit at this level), ``global_`` (leaf may be used by every ASID),
     ``table_bits``: bits the mm core stores beside a table's address to make a table entry.
     ``high_frame_mask`` << ``high_frame_shift`` are further address bits of a leaf (x86 PSE-36).
-    ``address_shift``: the address bits of table and leaf entries stand this much too low (RISC-V: 2).
+    ``address_shift``: the address bits of table and leaf entries stand this much too low (RISC-V: 2); negative
+    where they stand too high (only where no radix hardware reads the entry: ppc64).
 
-    For the mm core: ``empty`` (value of a cleared entry), ``soft_present_mask`` (any bit set: the core counts
-    the entry as mapping a page although hardware may not, as PROT_NONE pages), ``special`` (mapped without a
-    struct page; None: no such bit).
+    For the mm core: ``empty`` (value of a cleared entry), ``prot_none`` (the core counts the entry as mapping a
+    page although hardware refuses it; None: no such entries), ``special`` (mapped without a struct page; None:
+    no such bit).
     """
 
     present: Field
@@ -105,7 +115,7 @@ class EntryFormat:
     address_shift: int = 0
     empty: int = 0
     table_bits: int = 0
-    soft_present_mask: int = 0
+    prot_none: Field | None = None
     special: Field | None = None
 
     def is_none(self, entry: int) -> bool:
@@ -115,4 +125,32 @@ class EntryFormat:
     def frame_of(self, entry: int) -> int:
         """Physical address of the page a leaf entry maps."""
         high = (entry & self.high_frame_mask) << self.high_frame_shift
-        return (entry & self.frame_mask) << self.address_shift | high
+        return shifted(entry & self.frame_mask, self.address_shift) | high
+
+    def of_frame(self, frame: int) -> int:
+        """The bits of a leaf entry that map the page at physical address ``frame``."""
+        return shifted(frame, -self.address_shift)
+
+    def table_of(self, entry: int) -> int:
+        """Physical address of the table that ``entry`` points to."""
+        return shifted(entry & self.table_mask, self.address_shift)
+
+    def of_table(self, table: int) -> int:
+        """The entry that points to the table at physical address ``table``."""
+        return shifted(table, -self.address_shift) | self.table_bits
+
+    def is_mapped(self, entry: int) -> bool:
+        """Whether ``entry`` maps a page as far as the core is concerned (Linux: pte_present)."""
+        return self.present.test(entry) or (self.prot_none is not None and self.prot_none.test(entry))
+
+    def mapped_in(self, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """``is_mapped`` of each."""
+        mapped: npt.NDArray[np.bool_] = entries & np.uint64(self.present.mask) == np.uint64(self.present.on)
+        if self.prot_none is not None:
+            mapped |= entries & np.uint64(self.prot_none.mask) == np.uint64(self.prot_none.on)
+        return mapped
+
+
+def shifted(value: int, bits: int) -> int:
+    """``value`` moved left by ``bits``, or right where they are negative."""
+    return value << bits if bits >= 0 else value >> -bits

@@ -17,7 +17,6 @@ from polymmu.hardware.access_kernels import GROWTH_PER_ACCESS, guess
 from polymmu.hardware.compile import Words, step
 from polymmu.hardware.state import (
     ADDRESS_BITS,
-    ASID,
     BASE_SHIFT,
     BIG_ENDIAN,
     D_HITS,
@@ -53,7 +52,7 @@ from polymmu.hardware.state import (
     WALK_CLOCK,
     WALKS,
 )
-from polymmu.hardware.tlb_kernels import count_miss, is_usable, page_number, replace, seen_slot
+from polymmu.hardware.tlb_kernels import count_miss, is_usable, page_number, replace, seen_slot, space_of
 from polymmu.hardware.walk_kernels import ALL_RIGHTS, frame_of, is_known, read_entry
 
 NOWHERE = -1  # an INFO that no entry has: its address bits are beyond any RAM
@@ -100,7 +99,7 @@ def quick_walk(state: Words, ram: Words, va: int, access: int) -> tuple[int, int
     region = page_number(va, state[row - ROW + R_SHIFT])
     first = quick_set(state, cache, region)
     way = quick_way(state, first, region << TAG_SHIFT)
-    if way == QUICK_WAYS or state[first + way + E_SPACE * QUICK_WAYS] != state[ASID]:
+    if way == QUICK_WAYS or state[first + way + E_SPACE * QUICK_WAYS] != space_of(state, va):
         return NOWHERE, 0
     path = state[first + way + E_INFO * QUICK_WAYS]
     nbytes = state[row + R_BYTES]
@@ -115,7 +114,7 @@ def quick_walk(state: Words, ram: Words, va: int, access: int) -> tuple[int, int
     state[WALK_CACHE_HITS] += 1
     state[REFERENCES] += 1
     state[first + way + E_STAMP * QUICK_WAYS] = state[WALK_CLOCK]
-    space = GLOBAL if state[row + R_KNOWN_GLOBAL] else state[ASID]
+    space = GLOBAL if state[row + R_KNOWN_GLOBAL] else space_of(state, va)
     return frame_of(state, row, entry) | state[row + R_KNOWN_INFO], space
 
 
@@ -146,7 +145,7 @@ def quick_refill(state: Words, seen: Words, ram: Words, access: int, va: int, st
     if way != QUICK_WAYS:
         info = state[set2 + way + E_INFO * QUICK_WAYS]
         space = state[set2 + way + E_SPACE * QUICK_WAYS]
-        if not is_usable(space, state[ASID]) or ~info & state[NEED + access]:
+        if not is_usable(space, space_of(state, va)) or ~info & state[NEED + access]:
             return False
         state[level2 + D_HITS] += 1
         state[set2 + way + E_STAMP * QUICK_WAYS] = stamp

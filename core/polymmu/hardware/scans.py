@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polymmu.hardware.compile import kernel
+from polymmu.hardware.entry import EntryFormat
 from polymmu.hardware.ram import (
     FLAGS,
     GENERATION,
@@ -79,10 +80,12 @@ def get_and_clear_run(ram: Ram, pa: int, width: int, order: str, n: int, empty: 
     return values
 
 
-def modify_run(ram: Ram, pa: int, width: int, order: str, n: int, present: int, keep: int, put: int) -> None:
-    """In every entry of the run with a bit of ``present``: leave the bits of ``keep``, set those of ``put``."""
+def modify_run(
+    ram: Ram, pa: int, width: int, order: str, n: int, format: EntryFormat, keep: int, put: int
+) -> None:
+    """In every entry of the run that maps a page: leave the bits of ``keep``, set those of ``put``."""
     values = read_run(ram, pa, width, order, n)
-    change = (values & np.uint64(present)) != 0
+    change = format.mapped_in(values)
     values[change] = values[change] & np.uint64(keep) | np.uint64(put)
     write_run(ram, pa, width, order, values)
 
@@ -98,18 +101,19 @@ def account_ptes(
     entry's dirty bit to a file page and its accessed bit to any page; entering takes a reference. ``out``
     receives the pfns. Returns (pages counted, anonymous ones among them, file pages found dirty).
     """
-    present, frame, high, high_shift, page_shift = masks[0], masks[1], masks[2], masks[3], masks[4]
-    dirty, dirty_on, young, young_on = masks[5], masks[6], masks[7], masks[8]
-    reserved, anonymous = np.int64(masks[9]), np.int64(masks[10])
-    pg_dirty, pg_referenced = np.int64(masks[11]), np.int64(masks[12])
+    present, present_on, refused, refused_on = masks[0], masks[1], masks[2], masks[3]
+    frame, pfn_shift = masks[4], masks[5]
+    dirty, dirty_on, young, young_on = masks[6], masks[7], masks[8], masks[9]
+    reserved, anonymous = np.int64(masks[10]), np.int64(masks[11])
+    pg_dirty, pg_referenced = np.int64(masks[12]), np.int64(masks[13])
     pages = 0
     anon = 0
     dirtied = 0
     for i in range(len(values)):
         entry = values[i]
-        if entry & present == 0:
+        if entry & present != present_on and entry & refused != refused_on:
             continue
-        pfn = np.int64((entry & frame | (entry & high) << high_shift) >> page_shift)
+        pfn = np.int64((entry & frame) >> pfn_shift)
         if pfn >= count:
             continue
         flags = table[FLAGS, pfn]

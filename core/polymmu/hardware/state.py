@@ -30,7 +30,7 @@ DONE, FAULT, GROW = 0, 1, 2  # values of STATUS; GROW: the table of touched page
 # --- registers
 BASE_SHIFT = 10
 ROOT = 11
-ASID = 12
+ASID = 12  # as loaded with the root
 SPACE = 13  # identity of the address space, for compulsory misses only
 PRIVILEGE = 14
 RANDOM = 15  # state of the pseudo-random replacement
@@ -79,7 +79,7 @@ VA_BITS = 122
 BIG_ENDIAN = 123
 SUPERVISOR_WRITES = 124  # a supervisor's store ignores read-only entries
 SETS_AD = 125  # hardware sets accessed and dirty bits; 0: a clear one faults
-FAULT_DROPS = 126  # a fault drops what is cached for its page
+FAULT_DROPS = 126  # bit per WalkFault: such a fault drops what is cached for its page
 
 # --- scratch of one walk, one word per level
 PATH_PLACE = 128
@@ -150,7 +150,20 @@ QUICK = FILLS + 3 * MAX_TLB_LEVELS * 16  # [access]: TLBs of levels 1 and 2 that
 QUICK_WALK = QUICK + 3 * 2  # a cache that it knows, of the entries that lead to the last level, or 0
 QUICK_WAYS = 4
 LARGE_ENTRIES = QUICK_WALK + 1  # valid TLB entries larger than a base page
-PROBES = LARGE_ENTRIES + 1
+# --- what an MMU of its own kind brings (hardware/miss.py)
+ASIDS = (
+    LARGE_ENTRIES + 1
+)  # 8 words: the tag that TLB entries are filled and found with, by the address's top 3 bits
+EVENTS = ASIDS + 8  # what the miss routine counts, in the order of Translation.event_costs
+MAX_EVENTS = 16
+MMU = EVENTS + MAX_EVENTS  # registers and buffers of the MMU's own
+MMU_WORDS = 1024
+SEEN_ADDRESS = MMU + MMU_WORDS  # host address of the table of touched pages
+NOW = SEEN_ADDRESS + 1  # stamp of the access that missed
+HAS_SEGMENTS = (
+    SEEN_ADDRESS + 2
+)  # 1: the miss routine is asked (SEGMENT) before a TLB of level 2 or more is used
+PROBES = SEEN_ADDRESS + 3
 PROBE = 4
 P_CACHE = 0  # descriptor
 P_ORDINAL = 1  # of the entry size
@@ -199,6 +212,7 @@ SUPERVISOR_RIGHTS = 0  # bits 0..2: fetch, load, store
 USER_RIGHTS = 3  # bits 3..5
 RIGHTS = (1 << 6) - 1
 DIRTY = 1 << 6  # a store needs no walk
+ABSENT = 1 << 7  # what is cached is that there is no page (it has no rights)
 REAL_SHIFT = 8
 REAL_MASK = 15 << REAL_SHIFT
 FLAG_BITS = (1 << 12) - 1
@@ -209,6 +223,7 @@ READ, WRITE, USER, EXECUTE = 1, 2, 4, 8
 
 # --- modes of a miss routine: STOP_AT + level pretends that the entry there is absent
 WALK, PEEK, STOP_AT = 0, 1, 2
+SEGMENT = -1
 
 # --- table of touched pages: a slot for each 64 neighbouring pages of one size and address space
 SEEN_KEY = 0  # page number / 64, size ordinal; -1: free

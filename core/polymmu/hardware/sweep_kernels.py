@@ -17,6 +17,7 @@ from polymmu.hardware.state import (
     D_RECORDS,
     D_SETS,
     D_STRIDE,
+    D_WEIGHT,
     DESCRIPTOR,
     DESCRIPTORS,
     E_INFO,
@@ -45,6 +46,7 @@ from polymmu.hardware.tlb_kernels import (
     forget,
     is_usable,
     page_number,
+    space_of,
     tlbs_end,
     walk_cache_shift,
     ways_of,
@@ -161,10 +163,11 @@ def stale_entries(state: Words, ram: Words, cache: int, space: int, start: int, 
     for n in range(state[cache + D_SETS] * ways):
         entry = nth_entry(state, cache, n)
         tag = state[entry]
-        if tag >= 0 and is_usable(state[entry + E_SPACE * ways], space):
+        if tag >= 0:
             shift = state[SIZES + (tag & ORDINAL_MASK)] if is_tlb else walk_cache_shift(state, cache)
             va = tag >> TAG_SHIFT << shift
-            if overlaps(start, last, va, shift):
+            user = space_of(state, va) if space == EVERYWHERE else space
+            if is_usable(state[entry + E_SPACE * ways], user) and overlaps(start, last, va, shift):
                 info = state[entry + E_INFO * ways]
                 if is_tlb:
                     total += is_stale(state, ram, va, info, shift)
@@ -183,11 +186,13 @@ def sweep(
     which: int,
     start: int,
     last: int,
+    first_level_only: bool,
 ) -> int:
     """Drop, or count what is stale among, the entries of ``space`` for [start, last] (inclusive).
 
     Dropping: TLB entries unless ``with_global`` is negative; global ones only where it is 1; entries of
-    paging-structure caches as ``which`` says. Counting: what ``space`` could use, against the tables under
+    paging-structure caches as ``which`` says; with ``first_level_only`` only those of first-level TLBs.
+    Counting: what ``space`` (EVERYWHERE: what is loaded) could use, against the tables under
     ``state[WALK_ROOT]``. Returns the number of entries.
     """
     state = pointer_to(words)
@@ -202,6 +207,8 @@ def sweep(
     )
     for n in range(count):
         cache = DESCRIPTORS + n * DESCRIPTOR
+        if first_level_only and not state[cache + D_WEIGHT]:
+            continue
         if counts_stale:
             total += stale_entries(state, ram, cache, space, start, last)
         elif cache < end:

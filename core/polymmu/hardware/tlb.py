@@ -236,6 +236,7 @@ def new_seen(slots: int, words: Words) -> Words:
     words[at.SEEN_ROOM] = slots // 2
     seen = np.zeros((slots, at.SEEN_BITS + int(words[at.NR_TLBS])), dtype=np.int64)
     seen[:, at.SEEN_KEY] = -1
+    words[at.SEEN_ADDRESS] = seen.ctypes.data
     return seen.reshape(-1)
 
 

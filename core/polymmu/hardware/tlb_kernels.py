@@ -12,6 +12,7 @@ import numpy as np
 
 from polymmu.hardware.compile import Words, kernel, step
 from polymmu.hardware.state import (
+    ASIDS,
     BASE_SHIFT,
     D_COMPULSORY,
     D_COUNTS,
@@ -79,6 +80,12 @@ from polymmu.hardware.state import (
 def page_number(va: int, shift: int) -> int:
     """``va >> shift`` as for an unsigned address."""
     return np.int64(np.uint64(va) >> np.uint64(shift))  # type: ignore[return-value]
+
+
+@step
+def space_of(state: Words, va: int) -> int:
+    """The tag that entries for ``va`` are filled and found with."""
+    return state[ASIDS + (va >> 61 & 7)]
 
 
 @step

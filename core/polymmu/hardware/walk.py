@@ -54,6 +54,23 @@ class Translation(Protocol):
         """Log2 of every page size, ascending."""
         ...
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a fault handler may map pages ahead of their first touch, every count staying as if each had
+        faulted by itself: the miss routine knows ``STOP_AT``, and nothing but the tables remembers an address."""
+        ...
+
+    @property
+    def event_costs(self) -> Mapping[str, int]:
+        """What the miss routine counts beyond walks and references, and the cycles of each; by name, in the order
+        of the state's ``EVENTS``."""
+        ...
+
+    @property
+    def path_steps(self) -> tuple[tuple[str, int], ...]:
+        """For each level in a ``Walk``'s path: its name, and the bytes read there."""
+        ...
+
     def table_shifts(self) -> Mapping[int, tuple[int, int]]:
         """For a paging-structure cache of level n (1: the lowest): (table level, log2 of what an entry covers)."""
         ...
@@ -64,6 +81,21 @@ class Translation(Protocol):
 
     def latch_root(self, ram: EntryReader, root: int) -> tuple[int, ...]:
         """Check a root and return the entries that loading it copies into registers."""
+        ...
+
+    def walk(
+        self,
+        ram: EntryReader,
+        root: int,
+        va: int,
+        access: Access | None = None,
+        privilege: Privilege = Privilege.SUPERVISOR,
+        asid: int = 0,
+    ) -> Walk:
+        """Translate ``va`` from ``root``, in plain Python, showing every step and changing nothing.
+
+        ``access`` None asks only what is mapped, not whether anyone may use it.
+        """
         ...
 
 
@@ -101,6 +133,33 @@ class RadixTranslation:
     def page_shift(self) -> int:
         """Log2 of the base page."""
         return self.layout.page_shift
+
+    @property
+    def looks_ahead(self) -> bool:
+        """The tables are all there is."""
+        return True
+
+    @property
+    def event_costs(self) -> dict[str, int]:
+        """A walk has no events of its own."""
+        return {}
+
+    @property
+    def path_steps(self) -> tuple[tuple[str, int], ...]:
+        """The levels."""
+        return tuple(zip(self.layout.names, self.layout.entry_bytes, strict=True))
+
+    def walk(
+        self,
+        ram: EntryReader,
+        root: int,
+        va: int,
+        access: Access | None = None,
+        privilege: Privilege = Privilege.SUPERVISOR,
+        asid: int = 0,
+    ) -> Walk:
+        """See ``Translation.walk``."""
+        return walk(ram, self, root, va, access, privilege)
 
     @property
     def page_shifts(self) -> tuple[int, ...]:
@@ -178,7 +237,7 @@ class RadixTranslation:
         words[at.BIG_ENDIAN] = self.byte_order == "big"
         words[at.SUPERVISOR_WRITES] = self.supervisor_writes_read_only
         words[at.SETS_AD] = self.sets_accessed_dirty
-        words[at.FAULT_DROPS] = self.fault_drops
+        words[at.FAULT_DROPS] = -1 if self.fault_drops else 0
         words[at.NR_ROOT_ENTRIES] = self.root_registers
         sizes = words[at.SIZES : at.SIZES + words[at.NR_SIZES]].tolist()
         for level, form in enumerate(self.formats):
@@ -240,6 +299,7 @@ class Walk:
 
     ``path``: (level, physical address of the entry, entry) for each entry read. ``page_size`` in bytes and
     the combined rights are known once a leaf was reached, also where the access asked for is refused.
+    ``accessed``, ``dirty``, ``is_global``: None where a leaf has no such bit.
     """
 
     va: int
@@ -252,9 +312,9 @@ class Walk:
     writable: bool = False
     executable: bool = False
     user: bool = False
-    accessed: bool = False
-    dirty: bool = False
-    is_global: bool = False
+    accessed: bool | None = None
+    dirty: bool | None = None
+    is_global: bool | None = None
 
 
 def walk(
@@ -262,20 +322,20 @@ def walk(
     translation: RadixTranslation,
     root: int,
     va: int,
-    access: Access = Access.LOAD,
+    access: Access | None = Access.LOAD,
     privilege: Privilege = Privilege.SUPERVISOR,
 ) -> Walk:
     """Translate ``va`` under the tables at ``root``, changing nothing.
 
-    The rights asked for are those of ``access`` at ``privilege``; a page that an MMU leaves to software to
-    mark accessed or dirty faults with NOT_ACCESSED.
+    The rights asked for are those of ``access`` (None: no right) at ``privilege``; a page that an MMU leaves to
+    software to mark accessed or dirty faults with NOT_ACCESSED.
     """
     layout, order = translation.layout, translation.byte_order
     path: list[tuple[int, int, int]] = []
     found: dict[str, Any] = {}
 
     def refused(fault: WalkFault) -> Walk:
-        code = translation.code(fault, access, privilege)
+        code = translation.code(fault, Access.LOAD if access is None else access, privilege)
         return Walk(va=va, fault=fault, code=code, path=tuple(path), **found)
 
     if not translation.is_canonical(va):
@@ -309,12 +369,14 @@ def walk(
         "writable": write,
         "executable": execute,
         "user": user,
-        "accessed": form.accessed is not None and form.accessed.test(entry),
-        "dirty": form.dirty is not None and form.dirty.test(entry),
-        "is_global": form.global_ is not None and form.global_.test(entry),
+        "accessed": None if form.accessed is None else form.accessed.test(entry),
+        "dirty": None if form.dirty is None else form.dirty.test(entry),
+        "is_global": None if form.global_ is None else form.global_.test(entry),
     }
     if frame % size:
         return refused(WalkFault.MISALIGNED)
+    if access is None:
+        return Walk(va=va, pa=frame + va % size, path=tuple(path), **found)
     may_write = write or (privilege == Privilege.SUPERVISOR and translation.supervisor_writes_read_only)
     allowed = {Access.FETCH: execute, Access.LOAD: read, Access.STORE: may_write}[access]
     if not allowed or (privilege == Privilege.USER and not user):

@@ -8,7 +8,9 @@ the entry that refused in ``state[FAULT_PLACE]``, ``state[FAULT_ENTRY]``. Modes:
   bits and all counters. A walk that faults changes no memory and no cache, it only counts.
 * ``PEEK``: looks, from ``state[WALK_ROOT]``; reads memory only, counts nothing. ``access`` -1 asks for no
   right.
-* ``STOP_AT + level``: like ``WALK``, but the entry of ``level`` counts as absent.
+* ``STOP_AT + level``: like ``WALK``, but the entry of ``level`` counts as absent. Only where pages may be mapped
+  ahead of their first touch (``Translation.looks_ahead``).
+* ``SEGMENT``: only where ``state[HAS_SEGMENTS]``: asked before a TLB of level 2 or more is used.
 
 ``radix_miss`` is the routine of every radix MMU; its formats are rows of numbers (``state.ROWS``). An MMU
 that hashes or traps brings its own routine.
@@ -23,7 +25,6 @@ from __future__ import annotations
 from polymmu.hardware.compile import Words, kernel, pointer_to, step
 from polymmu.hardware.state import (
     AD_UPDATES,
-    ASID,
     BIG_ENDIAN,
     CANONICAL_SIGN,
     DIRTY,
@@ -105,7 +106,7 @@ from polymmu.hardware.state import (
     WALKS,
     WRITE,
 )
-from polymmu.hardware.tlb_kernels import fill, find, page_number, touch, ways_of
+from polymmu.hardware.tlb_kernels import fill, find, page_number, space_of, touch, ways_of
 
 NOT_PRESENT, RESERVED_BIT, NO_PERMISSION, NON_CANONICAL = 1, 2, 3, 4
 MISALIGNED, TABLE_UNREADABLE, NOT_ACCESSED = 5, 6, 7
@@ -209,7 +210,7 @@ def start_of_walk(state: Words, va: int) -> int:
         cache = state[row + R_CACHE]
         if cache:
             shift = state[row + R_SHIFT]
-            entry = find(state, cache, page_number(va, shift), 0, state[ASID])
+            entry = find(state, cache, page_number(va, shift), 0, space_of(state, va))
             if entry:
                 touch(state, cache, entry, state[WALK_CLOCK])
                 state[WALK_CACHE_HITS] += 1
@@ -253,7 +254,7 @@ def keep_path(state: Words, va: int, start: int, last: int) -> None:
                 cache,
                 page_number(va, shift),
                 0,
-                state[ASID],
+                space_of(state, va),
                 state[PATH_TABLE + level + 1] << RIGHTS_BITS | state[PATH_RIGHTS + level + 1],
                 state[WALK_CLOCK],
             )

@@ -48,7 +48,7 @@ def _tables_for(
     layout = src.layout
     below = level + 1
     for _, value, start, stop in entries_in(src, level, table, addr, end):
-        child = value & format_of(src, level).table_mask
+        child = format_of(src, level).table_of(value)
         into = alloc_entry(dst, start, below)
         if into < 0:
             raise syscall_error(errno.ENOMEM, "no frame left for a child's page table")
@@ -67,7 +67,7 @@ def _copy_ptes(
     kernel.events.entries_visited(src, "copy", n)
     kernel.sched.spend(kernel.description.costs.entry_update * n, "copy")
     values = read_ptes(src, ptep, n)
-    present = np.flatnonzero(values & np.uint64(shape.pte.soft_present_mask))
+    present = np.flatnonzero(shape.pte.mapped_in(values))
     if not len(present):
         return
     first, n = int(present[0]), int(present[-1] - present[0]) + 1
@@ -93,7 +93,6 @@ def _as_childs(kernel: ArchKernel, values: EntryRun, private: bool) -> EntryRun:
     keep, put = (1 << 64) - 1, 0
     for field in (pte.write if private else pte.dirty, pte.accessed):
         if field is not None:
-            keep &= ~field.mask
+            keep &= ~(field.mask | field.with_off)
             put = put & ~field.mask | field.off
-    present = (values & np.uint64(pte.soft_present_mask)) != 0
-    return np.where(present, values & np.uint64(keep) | np.uint64(put), values)
+    return np.where(pte.mapped_in(values), values & np.uint64(keep) | np.uint64(put), values)

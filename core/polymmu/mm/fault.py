@@ -275,7 +275,7 @@ def _enter(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, pfn: i
     ops, shape = kernel.ops, kernel.shape
     prot = vma.vm_page_prot
     run = kernel.one_entry
-    run[0] = pfn << shape.layout.page_shift | (shape.stored[prot] if write else prot)
+    run[0] = pfn << shape.pfn_shift | (shape.stored[prot] if write else prot)
     ops.set_pte(vma.vm_mm, page, ptep, run)
     ops.update_mmu_cache(vma, page, ptep, 1)
 
@@ -372,11 +372,13 @@ def _map_in_table(vma: vm_area_struct, pages: NDArray[np.uint64], write: bool) -
     if write:
         pfns = alloc_run(kernel, wanted, "anon")
         slots = slots[: len(pfns)]
-        values = pfns.view(np.uint64) << np.uint64(shift) | np.uint64(kernel.shape.stored[prot])
+        values = pfns.view(np.uint64) << np.uint64(kernel.shape.pfn_shift) | np.uint64(
+            kernel.shape.stored[prot]
+        )
         kernel.sched.spend(kernel.description.costs.page_clear * len(pfns), "page")
     else:
         pfns = np.empty(0, dtype=np.int64)
-        values = np.full(wanted, kernel.free.zero_page << shift | prot, dtype=np.uint64)
+        values = np.full(wanted, kernel.free.zero_page << kernel.shape.pfn_shift | prot, dtype=np.uint64)
     pte_lock(mm, ptep)
     spare = pfns[:0]
     now = read_ptes(mm, ptep, span)

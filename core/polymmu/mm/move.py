@@ -71,11 +71,13 @@ def _first_missing(mm: mm_struct, addr: int) -> int:
 def _move_some(vma: vm_area_struct, old: int, new_vma: vm_area_struct, new: int, left: int) -> int:
     """Move one table or one extent of ptes; the bytes it covers, 0 where no table could be had."""
     mm = vma.vm_mm
+    kernel: ArchKernel = mm.kernel
     layout = mm.layout
+    whole = kernel.ops.have_move_pmd(mm)
     # The root's own entries stay: where they are cached in registers they are no business of a move.
     for level in range(max(layout.pmd_level - 1, 1), layout.pmd_level + 1):
         span = layout.span_of(level)
-        if not (old | new) & (span - 1) and left >= span:
+        if whole and not (old | new) & (span - 1) and left >= span:
             entry = alloc_entry(mm, new, level)
             if entry < 0:
                 return 0
@@ -99,7 +101,7 @@ def _move_table(vma: vm_area_struct, level: int, old: int, new: int, into: int) 
     free = read_entry(mm, level, into) == format.empty
     if free:
         entry = find_entry(mm, old, level)
-        table = read_entry(mm, level, entry) & format.table_mask
+        table = format.table_of(read_entry(mm, level, entry))
         kernel.ops.clear_entry(mm, level, old, entry)
         kernel.ops.populate(mm, level, new, into, table)
         pages = span >> mm.layout.page_shift

@@ -114,12 +114,12 @@ def _free_range(
     layout = mm.layout
     below = level + 1
     span = layout.span_of(level)
-    table_mask = format_of(mm, level).table_mask
+    table_of = format_of(mm, level).table_of
     looked_at = entries_spanned(addr, end, layout.shifts[level])
     kernel.events.entries_visited(mm, "free_pgtables", looked_at)
     kernel.sched.spend(kernel.description.costs.entry_update * looked_at, "free_pgtables")
     for entry, value, start, stop in entries_in(mm, level, table, addr, end):
-        child = value & table_mask
+        child = table_of(value)
         if below < layout.pte_level:
             _free_range(tlb, below, child, start, stop, floor, ceiling)
             if not table_is_free(start, stop, floor, ceiling, span):

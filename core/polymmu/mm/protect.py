@@ -22,7 +22,7 @@ def change_protection(vma: vm_area_struct, start: int, end: int, prot: int) -> N
     kernel: ArchKernel = mm.kernel
     ops = kernel.ops
     pte = kernel.shape.pte
-    keep = pte.frame_mask | pte.high_frame_mask
+    keep = pte.frame_mask
     for noted in (pte.accessed, pte.dirty):
         keep |= noted.mask if noted is not None else 0
     put = prot & ~keep
@@ -34,7 +34,7 @@ def change_protection(vma: vm_area_struct, start: int, end: int, prot: int) -> N
         pte_lock(mm, ptep)
         ops.enter_lazy_mmu(mm)
         old = ops.ptep_get_and_clear(mm, addr, ptep, n, None)
-        present = (old & np.uint64(pte.soft_present_mask)) != 0
+        present = pte.mapped_in(old)
         ops.set_pte(mm, addr, ptep, np.where(present, old & np.uint64(keep) | np.uint64(put), old))
         ops.leave_lazy_mmu(mm)
         pte_unlock(mm, ptep)

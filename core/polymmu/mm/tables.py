@@ -39,9 +39,9 @@ __all__ = [
 ]
 
 
-def steps_of(mm: mm_struct) -> tuple[tuple[int, int, int, int, int], ...]:
+def steps_of(mm: mm_struct) -> tuple[tuple[int, int, int, int, int, int], ...]:
     """What a walk of ``mm`` needs per level; an mm with fewer levels than the machine lacks the upper ones."""
-    steps: tuple[tuple[int, int, int, int, int], ...] = mm.kernel.shape.steps
+    steps: tuple[tuple[int, int, int, int, int, int], ...] = mm.kernel.shape.steps
     return steps[-mm.layout.levels :]
 
 
@@ -58,12 +58,12 @@ def find_entry(mm: mm_struct, addr: int, level: int = -1) -> int:
     read, order = kernel.ram.read_entry, kernel.shape.byte_order
     steps = kernel.shape.steps[-mm.layout.levels :]
     table = mm.pgd
-    for shift, index_mask, width, table_mask, empty in steps[:level]:
+    for shift, index_mask, width, table_mask, table_shift, empty in steps[:level]:
         value = read(table + (addr >> shift & index_mask) * width, width, order)
         if value == empty:
             return -1
-        table = value & table_mask
-    shift, index_mask, width, _, _ = steps[level]
+        table = (value & table_mask) << table_shift
+    shift, index_mask, width, _, _, _ = steps[level]
     return table + (addr >> shift & index_mask) * width
 
 
@@ -75,15 +75,15 @@ def alloc_entry(mm: mm_struct, addr: int, level: int = -1) -> int:
     steps = steps_of(mm)
     table = mm.pgd
     for upper in range(len(steps) - 1 if level < 0 else level):
-        shift, index_mask, width, table_mask, empty = steps[upper]
+        shift, index_mask, width, table_mask, table_shift, empty = steps[upper]
         entry = table + (addr >> shift & index_mask) * width
         value = read_entry(mm, upper, entry)
         if value == empty:
             if not alloc_table(mm, upper, addr, entry):
                 return -1
             value = read_entry(mm, upper, entry)
-        table = value & table_mask
-    shift, index_mask, width, _, _ = steps[level]
+        table = (value & table_mask) << table_shift
+    shift, index_mask, width, _, _, _ = steps[level]
     return table + (addr >> shift & index_mask) * width
 
 
@@ -210,7 +210,7 @@ def table_runs(
     layout = mm.layout
     below = level + 1
     for _, value, start, stop in entries_in(mm, level, table, addr, end):
-        child = value & format_of(mm, level).table_mask
+        child = format_of(mm, level).table_of(value)
         if below == layout.pte_level:
             yield layout.entry_address(below, child, start), start, stop
         else:

@@ -24,6 +24,7 @@ def get_unmapped_area(mm: mm_struct, addr: int | None, length: int) -> int:
 
     Raises ENOMEM where no gap is long enough.
     """
+    kernel: ArchKernel = mm.kernel
     page_mask = -mm.layout.page_size
     if addr is not None:
         wish = (addr + ~page_mask) & page_mask
@@ -38,6 +39,8 @@ def get_unmapped_area(mm: mm_struct, addr: int | None, length: int) -> int:
         found = _search_down(mm, length)
     if found is None:
         found = _search_above_base(mm, length)
+    if found is None and kernel.ops.grow_task_size(mm, mm.task_size + length):
+        found = _search_above_base(mm, length)
     if found is None:
         raise syscall_error(errno.ENOMEM, f"no gap of {length:#x} bytes is left in the address space")
     return found
@@ -49,7 +52,7 @@ def check_fixed_area(mm: mm_struct, addr: int, length: int) -> None:
     limits = kernel.shape.limits
     if addr & (mm.layout.page_size - 1):
         raise syscall_error(errno.EINVAL, f"{addr:#x} is not a multiple of the page size")
-    if addr + length > mm.task_size:
+    if addr + length > mm.task_size and not kernel.ops.grow_task_size(mm, addr + length):
         raise syscall_error(errno.ENOMEM, f"{addr:#x} + {length:#x} ends above {mm.task_size:#x}")
     if addr < limits.first_user_address:
         raise syscall_error(errno.EINVAL, f"{addr:#x} is below the first address of programs")

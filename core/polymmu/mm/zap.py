@@ -157,7 +157,7 @@ def _next_run(kernel: ArchKernel, values: EntryRun, room: int, details: ZapDetai
 
     Where none is left both are the end of ``values``.
     """
-    goes = present = (values & np.uint64(kernel.shape.pte.soft_present_mask)) != 0
+    goes = present = kernel.shape.pte.mapped_in(values)
     if details is not None and details.check_mapping is not None:
         goes = present & _cached_in(kernel, values, details.check_mapping)
     chosen = np.flatnonzero(goes)
@@ -173,9 +173,8 @@ def _next_run(kernel: ArchKernel, values: EntryRun, room: int, details: ZapDetai
 
 def _cached_in(kernel: ArchKernel, values: EntryRun, mapping: address_space) -> NDArray[np.bool_]:
     """Which of the present ptes ``values`` map a page of ``mapping``'s cache."""
-    pte = kernel.shape.pte
-    high = (values & np.uint64(pte.high_frame_mask)) << np.uint64(pte.high_frame_shift)
-    pfns = (values & np.uint64(pte.frame_mask) | high) >> np.uint64(kernel.shape.layout.page_shift)
+    shape = kernel.shape
+    pfns = (values & np.uint64(shape.pte.frame_mask)) >> np.uint64(shape.pfn_shift)
     pfns = np.where(pfns < kernel.frames.count, pfns, 0)  # frame 0 is in no cache
     cached: NDArray[np.bool_] = kernel.frames.table[MAPPING, pfns] == mapping.slot + 1
     return cached

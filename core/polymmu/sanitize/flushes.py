@@ -78,7 +78,7 @@ class FlushAudit(Observer):
     def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
         """``cpu`` is about to drop translations of ``asid`` (None: all) in [start, end) (None: everything)."""
         mm = self.kernel.active_mm[cpu.index]
-        self._switching = mm is None or mm.pgd != cpu.root
+        self._switching = mm is None or mm.serial != cpu.space
         tally = self._tally("switch_mm" if self._switching else self._call or "fault")
         tally.issued += 1
         if self._switching:
@@ -90,7 +90,7 @@ class FlushAudit(Observer):
             low = hull[1] if start is None else max(start, hull[1])
             high = hull[2] if not end else min(end, hull[2])
             if low < high:
-                stale = cpu.count_stale(cpu.asid, mm.pgd, low, high)
+                stale = cpu.count_stale(None, cpu.root, low, high)
         if stale:
             tally.needed += 1
         else:
@@ -108,7 +108,7 @@ class FlushAudit(Observer):
     def _settle(self, call: str) -> None:
         for mm, low, high in self._hull.values():
             for cpu in self.kernel.cpus:
-                if self.kernel.active_mm[cpu.index] is mm and cpu.count_stale(cpu.asid, mm.pgd, low, high):
+                if self.kernel.active_mm[cpu.index] is mm and cpu.count_stale(None, cpu.root, low, high):
                     self._tally(call).missing += 1
         self._hull.clear()
 
