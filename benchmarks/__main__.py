@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arches import arches
 from benchmarks.faults import faults
 from benchmarks.growth import growth
 from benchmarks.measure import Row
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "peers": peers,
     "process": process,
     "faults": faults,
+    "arches": arches,
     "growth": growth,
 }
 FINE, MISSED, MISTAKE = 0, 1, 2

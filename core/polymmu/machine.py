@@ -464,7 +464,10 @@ def assemble(machine: Machine, workload: str, workload_sha256: str, extra: dict[
         counted = cpu.counters()
         for kind in ("fetch", "load", "store"):
             accesses[kind] += counted["accesses"][kind]
-        tlbs += [{"name": name, "cpu": cpu.index, **each} for name, each in counted["tlb"].items()]
+        tlbs += [
+            {"name": name, "cpu": cpu.index, "level": machine.description.tlbs[name].level, **each}
+            for name, each in counted["tlb"].items()
+        ]
         for key in walk:
             walk[key] += counted["walk"][key]
         cycles += hardware_cycles(machine.description, counted)
@@ -475,6 +478,7 @@ def assemble(machine: Machine, workload: str, workload_sha256: str, extra: dict[
         "schema": SCHEMA,
         "machine": machine.name,
         "arch": machine.arch.name,
+        "page_size": machine.page_size,
         "workload": workload,
         "driver": kernel.sched.name,
         "accesses": accesses,

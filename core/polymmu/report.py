@@ -111,12 +111,16 @@ def figures(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield path, item
 
 
+LABELS = ("name", "cpu", "level")
+"""What tells the items of a list of figures apart; all else is counted."""
+
+
 def _named(items: list[Mapping[str, Any]], path: str) -> Iterator[tuple[str, Any]]:
     names = list(dict.fromkeys(item["name"] for item in items))
     for name in names:
         same = [item for item in items if item["name"] == name]
         for field in same[0]:
-            if field in ("name", "cpu"):
+            if field in LABELS:
                 continue
             yield f"{path}.{name}.{field}", sum(item[field] for item in same)
             if len(same) > 1:
@@ -149,6 +153,10 @@ class Report:
 def compare_dict(reports: Iterable[Report]) -> dict[str, Any]:
     """The JSON of ``polymmu compare``."""
     return {"schema": SCHEMA, "runs": [report.value for report in reports]}
+
+
+WALK_FIGURES = ("count", "references", "cache_hits", "ad_updates")
+"""What every MMU counts; anything else under ``walk`` are events of one MMU's own."""
 
 
 # ------------------------------------------------------------------------ text
@@ -185,6 +193,9 @@ def text_of(value: Mapping[str, Any]) -> str:
         f"walks      {walk['count']:>15,}   {walk['references']:,} table references "
         f"({_per(walk['references'], walk['count'])} per walk), {walk['cache_hits']:,} began in a walk cache",
     ]
+    events = {name: n for name, n in walk.items() if name not in WALK_FIGURES}
+    if events:
+        lines.append(f"{'':29}" + "   ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in events.items()))
     faults = value["faults"]
     lines.append(
         f"faults     {sum(faults.values()):>15,}   " + "   ".join(f"{k} {n:,}" for k, n in faults.items())
@@ -246,7 +257,7 @@ def _summed(tlbs: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for tlb in tlbs:
         into = total.setdefault(tlb["name"], {"name": tlb["name"]})
         for key, n in tlb.items():
-            if key not in ("name", "cpu"):
+            if key not in LABELS:
                 into[key] = into.get(key, 0) + n
     return list(total.values())
 
@@ -264,6 +275,7 @@ def _flush_lines(flushes: Mapping[str, Any]) -> str:
 
 
 ROWS: tuple[tuple[str, str], ...] = (
+    ("page size", "page_size"),
     ("accesses", "accesses.total"),
     ("cycles", "cycles"),
     ("walks", "walk.count"),
@@ -287,15 +299,38 @@ ROWS: tuple[tuple[str, str], ...] = (
 )
 
 
+def _by_level(tlbs: list[Mapping[str, Any]]) -> dict[str, int]:
+    """Hits and misses of all TLBs of a level together, as figures beside those of each."""
+    total: dict[str, int] = {}
+    for tlb in tlbs:
+        for figure in ("hits", "misses"):
+            path = f"tlb.level {tlb['level']}.{figure}"
+            total[path] = total.get(path, 0) + tlb[figure]
+    return total
+
+
+def _unique(lists: Iterable[Iterable[str]]) -> list[str]:
+    """Every name once, in the order of first appearance."""
+    return list(dict.fromkeys(name for names in lists for name in names))
+
+
 def compare_text(reports: Sequence[Report]) -> str:
     """The table of ``polymmu compare``: a column per machine."""
-    columns = [report.rows()[0] for report in reports]
-    names = list(dict.fromkeys(tlb["name"] for report in reports for tlb in report.value["tlb"]))
+    columns = [{**report.rows()[0], **_by_level(report.value["tlb"])} for report in reports]
+    values = [report.value for report in reports]
     rows = [("machine", [str(c["machine"]) for c in columns]), ("arch", [str(c["arch"]) for c in columns])]
-    table_rows = [*ROWS[:2]]
-    for name in names:
+    table_rows = [*ROWS[:3]]
+    shown = [[tlb["name"] for tlb in value["tlb"]] for value in values]
+    if any(sorted(set(names)) != sorted(set(shown[0])) for names in shown):
+        # Machines whose TLBs are not the same ones are compared level by level.
+        shown = [[f"level {tlb['level']}" for tlb in value["tlb"]] for value in values]
+    for name in _unique(shown):
         table_rows += [(f"{name} hits", f"tlb.{name}.hits"), (f"{name} misses", f"tlb.{name}.misses")]
-    table_rows += ROWS[2:]
+    table_rows += ROWS[3:6]
+    for name in _unique([list(value["walk"]) for value in values]):
+        if name not in WALK_FIGURES:
+            table_rows.append((name.replace("_", " "), f"walk.{name}"))
+    table_rows += ROWS[6:]
     for label, path in table_rows:
         rows.append((label, [f"{c[path]:,}" if path in c else "-" for c in columns]))
     left = max(len(label) for label, _ in rows)

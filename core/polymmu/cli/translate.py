@@ -26,7 +26,8 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a control register by its architecture's name (repeatable; default: the image's own)",
+        help="a control register by its architecture's name, or NAME=INDEX:WORD:... for an entry of a buffer "
+        "(repeatable; default: the image's own)",
     )
     parser.add_argument(
         "--access", choices=("load", "store", "fetch"), default=None, help="ask for this right"
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     from polymmu.api import Machine
     from polymmu.translation import result_json, result_text, translate
 
-    registers = dict(register(item) for item in options.register)
+    registers = dict(pair for item in options.register for pair in register(item))
     words = options.addresses or sys.stdin.read().split()
     addresses = [number(word, "address") for word in words]
     machine = Machine.from_file(options.machine, sets=common.sets_of(options))
@@ -62,12 +63,16 @@ def run(options: argparse.Namespace) -> int:
     return 1 if any(result.fault is not None for result in results) else 0
 
 
-def register(item: str) -> tuple[str, int]:
-    """``cr3=0x1000`` -> ("cr3", 4096)."""
+def register(item: str) -> list[tuple[str, int]]:
+    """``cr3=0x1000`` -> cr3: 4096. ``slb=2:A:B``, the words of entry 2 of a buffer -> slb.2.0: A, slb.2.1: B."""
     name, equals, value = item.partition("=")
     if not equals or not name:
         raise UserMistake(f"'{item}' is not NAME=VALUE", place="--register")
-    return name.lower(), number(value, f"register {name}")
+    name, (index, *words) = name.lower(), value.split(":")
+    if not words:
+        return [(name, number(value, f"register {name}"))]
+    entry = f"{name}.{number(index, f'index of {name}')}"
+    return [(f"{entry}.{n}", number(word, f"register {entry}")) for n, word in enumerate(words)]
 
 
 def number(word: str, what: str) -> int:
