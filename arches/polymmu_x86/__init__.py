@@ -25,6 +25,7 @@ from polymmu.arch import (
     doc,
     hookimpl,
     mm_struct,
+    mmu_gather,
 )
 from polymmu_x86 import family
 from polymmu_x86.entries import (
@@ -261,13 +262,24 @@ def reload_roots(mm: mm_struct) -> None:
             cpu.load_root(mm.pgd, space=mm.serial)
 
 
+@hookimpl
+def tlb_flush(tlb: mmu_gather) -> None:
+    """Under PAE a freed pmd table may still stand in the registers that CR3 loaded: only a load of CR3 drops it
+    (Linux: need_flush_all in ___pmd_free_tlb)."""
+    if tlb.mm.layout is PAE and tlb.freed_tables:
+        kernel: ArchKernel = tlb.mm.kernel
+        reload_roots(tlb.mm)
+        kernel.ops.flush_tlb_mm(tlb.mm)
+    else:
+        family.tlb_flush(tlb)
+
+
 decode_fault = family.decode_fault
 init_new_context = family.init_new_context
 switch_mm = family.switch_mm
 flush_tlb_mm = family.flush_tlb_mm
 flush_tlb_range = family.flush_tlb_range
 flush_tlb_page = family.flush_tlb_page
-tlb_flush = family.tlb_flush
 set_access_flags = family.set_access_flags
 have_move_pmd = family.have_move_pmd
 

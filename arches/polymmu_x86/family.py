@@ -38,9 +38,10 @@ def switch_mm(cpu: Cpu, prev: mm_struct | None, following: mm_struct) -> None:
     tlbflush.switch_mm(cpu, prev, following, section_of(following).pcid)
 
 
-def _flush(mm: mm_struct, start: int, end: int) -> None:
+def _flush(mm: mm_struct, start: int, end: int, huge_size: int = 0) -> None:
     section = section_of(mm)
-    tlbflush.flush(mm, start, end, mm.layout.page_shift, section.single_page_flush_ceiling, section.pcid)
+    page_size = huge_size or mm.layout.page_size
+    tlbflush.flush(mm, start, end, page_size, section.single_page_flush_ceiling, section.pcid)
 
 
 @hookimpl
@@ -50,7 +51,8 @@ def flush_tlb_mm(mm: mm_struct) -> None:
 
 @hookimpl
 def flush_tlb_range(vma: vm_area_struct, start: int, end: int) -> None:
-    _flush(vma.vm_mm, start, end)
+    """One INVLPG drops a whole huge page (Linux 4.20: the stride of a range)."""
+    _flush(vma.vm_mm, start, end, vma.huge_size)
 
 
 @hookimpl

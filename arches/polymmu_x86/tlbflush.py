@@ -76,16 +76,16 @@ def switch_mm(cpu: Cpu, prev: mm_struct | None, following: mm_struct, pcid: bool
         prev.cpu_mask &= ~bit
 
 
-def flush(mm: mm_struct, start: int, end: int, page_shift: int, ceiling: int, pcid: bool) -> None:
+def flush(mm: mm_struct, start: int, end: int, page_size: int, ceiling: int, pcid: bool) -> None:
     """Forget [start, end) on every CPU that has ``mm`` loaded; ``end`` 0: everything.
 
-    Up to ``ceiling`` pages are invalidated one by one, more cost a whole CR3 reload.
+    Up to ``ceiling`` pages of ``page_size`` are invalidated one by one, more cost a whole CR3 reload.
     """
     kernel: ArchKernel = mm.kernel
     costs = kernel.description.costs
     context: Context = mm.context
     context.tlb_gen += 1
-    pages = (end - start) >> page_shift if end else 0
+    pages = (end - start) // page_size if end else 0
     whole = not 0 < pages <= ceiling
     cost = costs.flush_all if whole else costs.flush_page * pages
 

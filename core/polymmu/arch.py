@@ -10,7 +10,7 @@ from __future__ import annotations
 from polymmu import defaults
 from polymmu.description.model import doc
 from polymmu.errors import UserMistake, syscall_error
-from polymmu.hardware.compile import Words, address_of, kernel, step
+from polymmu.hardware.compile import Words, address_of, kernel, pointer_at, step
 from polymmu.hardware.cpu import Cpu
 from polymmu.hardware.entry import Access, EntryFormat, Field, Privilege, WalkFault
 from polymmu.hardware.layout import RadixLayout
@@ -18,6 +18,7 @@ from polymmu.hardware.miss import fill_tlb, give, ordinal_of, through_tlb
 from polymmu.hardware.ram import Ram
 from polymmu.hardware.state import (
     ABSENT,
+    AD_UPDATES,
     ASIDS,
     BASE_SHIFT,
     CODES,
@@ -28,30 +29,38 @@ from polymmu.hardware.state import (
     FAULT_LEVEL,
     FAULT_PLACE,
     HAS_SEGMENTS,
+    LEVELS,
     MISS_ADDRESS,
     MMU,
     NEED,
+    PATH_RIGHTS,
+    PATH_TABLE,
     PEEK,
     PRIVILEGE,
+    R_SHIFT,
     RAM_BYTES,
     REFERENCES,
     ROOT,
+    ROW,
+    ROWS,
     SEGMENT,
     STOP_AT,
     SUPERVISOR_RIGHTS,
     USER_RIGHTS,
     WALK,
+    WALK_CLOCK,
     WALK_ROOT,
     WALKS,
+    WRITE,
 )
-from polymmu.hardware.tlb_kernels import space_of
+from polymmu.hardware.tlb_kernels import drop_page, space_of
 from polymmu.hardware.walk import BadRoot, EntryReader, RadixTranslation, Translation, Walk
-from polymmu.hardware.walk_kernels import read_entry, write_entry
+from polymmu.hardware.walk_kernels import ALL_RIGHTS, keep_path, read_entry, start_of_walk, write_entry
 from polymmu.hooks import ArchKernel, hookimpl
 from polymmu.mm.frames import alloc_page, alloc_pages, free_page, free_pages
 from polymmu.mm.gather import tlb_remove_page, tlb_remove_table
 from polymmu.mm.pgtables import free_pgd_range
-from polymmu.mm.tables import account_table
+from polymmu.mm.tables import account_table, alloc_entry, find_entry
 from polymmu.structs import (
     VM_EXEC,
     VM_GROWSDOWN,
@@ -71,6 +80,8 @@ from polymmu.structs import (
 
 __all__ = [
     "ABSENT",
+    "AD_UPDATES",
+    "ALL_RIGHTS",
     "ASIDS",
     "BASE_SHIFT",
     "CODES",
@@ -81,14 +92,20 @@ __all__ = [
     "FAULT_LEVEL",
     "FAULT_PLACE",
     "HAS_SEGMENTS",
+    "LEVELS",
     "MISS_ADDRESS",
     "MMU",
     "NEED",
+    "PATH_RIGHTS",
+    "PATH_TABLE",
     "PEEK",
     "PRIVILEGE",
     "RAM_BYTES",
     "REFERENCES",
     "ROOT",
+    "ROW",
+    "ROWS",
+    "R_SHIFT",
     "SEGMENT",
     "STOP_AT",
     "SUPERVISOR_RIGHTS",
@@ -102,7 +119,9 @@ __all__ = [
     "VM_WRITE",
     "WALK",
     "WALKS",
+    "WALK_CLOCK",
     "WALK_ROOT",
+    "WRITE",
     "Access",
     "AddressLimits",
     "ArchKernel",
@@ -125,22 +144,28 @@ __all__ = [
     "Words",
     "account_table",
     "address_of",
+    "alloc_entry",
     "alloc_page",
     "alloc_pages",
     "defaults",
     "doc",
+    "drop_page",
     "fill_tlb",
+    "find_entry",
     "free_page",
     "free_pages",
     "free_pgd_range",
     "give",
     "hookimpl",
+    "keep_path",
     "kernel",
     "mm_struct",
     "mmu_gather",
     "ordinal_of",
+    "pointer_at",
     "read_entry",
     "space_of",
+    "start_of_walk",
     "step",
     "syscall_error",
     "through_tlb",

@@ -54,6 +54,10 @@ def read_image(
     return {}, []
 
 
+def deviations(section: Any) -> tuple[str, ...]:
+    return ()
+
+
 # ---------------------------------------------------------------- range walks
 def pgd_addr_end(mm: mm_struct, addr: int, end: int) -> int:
     return addr_end(mm, 0, addr, end)
@@ -339,10 +343,12 @@ def test_and_clear_young(vma: vm_area_struct, addr: int, ptep: int, n: int) -> i
         return 0
     width, order = mm.layout.entry_bytes[-1], kernel.shape.byte_order
     young = 0
-    for entry in range(ptep, ptep + n * width, width):
+    for place, entry in enumerate(range(ptep, ptep + n * width, width)):
         value = kernel.ram.read_entry(entry, width, order)
         if kernel.shape.pte.is_mapped(value) and accessed.test(value):
-            kernel.ram.write_entry(entry, width, order, accessed.clear(value))
+            # Through set_pte: an arch that remembers entries elsewhere must hear of it.
+            old = np.array((accessed.clear(value),), dtype=np.uint64)
+            kernel.ops.set_pte(mm, addr + (place << mm.layout.page_shift), entry, old)
             young += 1
     return young
 

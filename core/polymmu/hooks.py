@@ -166,6 +166,16 @@ class ArchOps(Protocol):
         """
         ...
 
+    @shape
+    def deviations(self, section: Any) -> tuple[str, ...]:
+        """Called by the conformance kit. What Linux on this architecture really did wrong in the release modelled.
+
+        Names that the kit knows: ``tables_freed_early`` (an unhooked table may be handed out again before the
+        flush), ``pages_freed_early`` (a page likewise). The kit then requires what it otherwise forbids.
+        Wrong: a hole in the model passes for history, or history for a hole.
+        """
+        ...
+
     # ------------------------------------------------------------ range walks
     @range_walk
     def pgd_addr_end(self, mm: mm_struct, addr: int, end: int) -> int:
@@ -258,6 +268,8 @@ class ArchOps(Protocol):
     @huge_page
     def set_huge_pte(self, mm: mm_struct, addr: int, ptep: int, value: int, size: int) -> None:
         """Called with the table lock held to write a huge page's entry, empty or being replaced.
+
+        An entry at ``ptep`` is as wide as a pte, wherever it is.
 
         Wrong on sparc64 (a huge page is a run of small entries): only the first part of it is mapped.
         """
@@ -435,7 +447,7 @@ class ArchOps(Protocol):
 
     @flush
     def flush_tlb_range(self, vma: vm_area_struct, start: int, end: int) -> None:
-        """Called after rights or frames in [start, end) changed (mprotect, mremap).
+        """Called after rights or frames in [start, end) changed (mprotect, mremap), and when huge pages went.
 
         Wrong: an access that should fault succeeds.
         """
@@ -519,6 +531,8 @@ class ArchOps(Protocol):
     def update_mmu_cache(self, vma: vm_area_struct, addr: int, ptep: int, n: int) -> None:
         """Called after ptes were entered at a fault. Hashed and software-filled MMUs may preload them.
 
+        A huge page (``vma.huge_size``) is one entry, ``addr`` its first address.
+
         Wrong: nothing but speed, except where not-present translations are cached.
         """
         ...
@@ -557,10 +571,11 @@ class ArchOps(Protocol):
 
     # --------------------------------------------------------------- contexts
     @context
-    def init_new_context(self, mm: mm_struct) -> None:
-        """Called when an mm is made, after ``mm.layout`` has the boot-time layout, before pgd_alloc.
+    def init_new_context(self, mm: mm_struct, like: mm_struct | None) -> None:
+        """Called when an mm is made, after ``mm.layout`` and the places have the boot-time ones, before pgd_alloc.
 
-        May set ``mm.context`` and choose another layout. Wrong: two mms share an address-space number.
+        ``like``: the parent at a fork, whose layout and places ``mm`` has then; None for a new program. May set
+        ``mm.context``, and for a new program choose another layout. Wrong: two mms share an address-space number.
         """
         ...
 

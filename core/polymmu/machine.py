@@ -182,6 +182,11 @@ class Machine:
         return self.kernel.shape.layout.page_size
 
     @property
+    def huge_page_sizes(self) -> tuple[int, ...]:
+        """Bytes of each kind of huge page, ascending; empty where the architecture has none."""
+        return self.kernel.shape.huge_page_sizes
+
+    @property
     def task_size(self) -> int:
         """Exclusive top of user addresses."""
         return self.kernel.shape.limits.task_size
@@ -200,11 +205,16 @@ class Machine:
         """An empty address space. Raises MemoryError if there is no frame for its root."""
         return Mm(self, mm_life.mm_alloc(self.kernel))
 
-    def new_file(self, size: int, name: str = "") -> FileHandle:
-        """A file of ``size`` bytes of zeroes, held until ``close``."""
+    def new_file(self, size: int, name: str = "", huge: int = 0) -> FileHandle:
+        """A file of ``size`` bytes of zeroes, held until ``close``. ``huge``: size of its pages, as on hugetlbfs."""
         if size < 0:
             raise UserMistake(f"a file cannot have {size} bytes; give 0 or more")
-        return FileHandle(self, pagecache.new_file(self.kernel, name, size))
+        if huge and (huge not in self.huge_page_sizes or size % huge):
+            raise UserMistake(
+                f"a file of {size} bytes in huge pages of {huge}; give whole pages of one of "
+                f"{', '.join(map(str, self.huge_page_sizes)) or 'no size: this machine has no huge pages'}"
+            )
+        return FileHandle(self, pagecache.new_file(self.kernel, name, size, huge_size=huge))
 
     def running_cpu(self, mm: mm_struct | None) -> Cpu:
         """The CPU that a call on ``mm`` runs on: the chosen one, else the last that loaded it, else 0."""
@@ -353,11 +363,13 @@ class Mm:
         offset: int = 0,
         populate: bool = False,
         grows_down: bool = False,
+        huge: int = 0,
     ) -> int:
         """Map ``length`` bytes; returns the address.
 
         ``prot``: letters of ``rwx``, empty for none. ``at``: a wish, or with ``fixed`` an order that replaces
-        what was there. ``offset``: bytes into ``file``, a multiple of the page size. Raises SyscallError.
+        what was there. ``offset``: bytes into ``file``, a multiple of the page size. ``huge``: of huge pages of so
+        many bytes (``machine.huge_page_sizes``). Raises SyscallError.
         """
         mm = self._enter()
         flags = rights_of(prot)
@@ -381,6 +393,7 @@ class Mm:
             file=file.file if file is not None else None,
             pgoff=offset // page,
             populate=populate,
+            huge_size=huge,
         )
 
     def munmap(self, addr: int, length: int) -> None:

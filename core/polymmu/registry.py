@@ -23,7 +23,7 @@ from polymmu.hardware.layout import RadixLayout
 from polymmu.hooks import ArchOps
 from polymmu.structs import AddressLimits, FaultInfo, mm_struct
 
-__all__ = ["Arch", "arch_named", "blame", "installed_arches", "loaded_arches", "resolve"]
+__all__ = ["Arch", "arch_named", "blame", "installed_arches", "loaded_arches", "replaced", "resolve"]
 
 GROUP = "polymmu.arch"
 HOOKS: tuple[str, ...] = tuple(name for names in hooks.GROUPS.values() for name in names)
@@ -138,6 +138,17 @@ def resolve(
     return Arch(name, distribution, version, cast(ArchOps, Resolved(functions)), own)
 
 
+def replaced(arch: Arch, hook: str, function: Callable[..., Any]) -> Arch:
+    """``arch`` with ``hook`` answered by ``function`` instead; its answers are checked as a plugin's are.
+
+    For tests that break or watch one hook; the arch itself is not changed.
+    """
+    taken = tuple(inspect.signature(function).parameters)
+    functions = {name: getattr(arch.ops, name) for name in HOOKS}
+    functions[hook] = _adapter(arch.name, hook, function, taken)
+    return attrs.evolve(arch, ops=cast(ArchOps, Resolved(functions)))
+
+
 def _spec_arguments(hook: str) -> tuple[str, ...]:
     return tuple(inspect.signature(getattr(ArchOps, hook)).parameters)[1:]
 
@@ -229,6 +240,10 @@ PROMISES: dict[str, tuple[Callable[..., bool], str]] = {
     "huge_page_sizes": (
         lambda a, *_: isinstance(a, tuple) and all(_is_int(n) and n & (n - 1) == 0 for n in a),
         "a tuple of powers of two is wanted",
+    ),
+    "deviations": (
+        lambda a, *_: isinstance(a, tuple) and set(a) <= {"tables_freed_early", "pages_freed_early"},
+        "a tuple of 'tables_freed_early', 'pages_freed_early' or neither is wanted",
     ),
     "byte_order": (lambda a, *_: a in ("little", "big"), "'little' or 'big' is wanted"),
     "page_protections": (

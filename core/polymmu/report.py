@@ -236,6 +236,10 @@ def text_of(value: Mapping[str, Any]) -> str:
         lines.append(
             f"self-mapped{value['self_mapped_pages']:>15,}   pages touched outside every recorded mapping"
         )
+    if value.get("small_for_huge"):
+        lines.append(
+            f"small pages{value['small_for_huge']:>15,}   mappings of huge pages of a size this machine has not got"
+        )
     refused = value.get("calls", {}).get("refused")
     if refused:
         lines.append(

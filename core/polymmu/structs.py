@@ -77,6 +77,8 @@ class AddressLimits:
 
     ``holes``: ranges [start, end) below ``task_size`` that the MMU cannot translate. ``stack_top``: where a
     program's stack ends. ``mmap_base``: mappings without a wished address are placed below it, downwards.
+    ``huge_ranges``: where alone huge mappings may be, in the order in which they are searched; none: anywhere.
+    ``start_brk``: where the heap of a program begins whose loader did not say; None: two thirds up.
     """
 
     task_size: int
@@ -85,7 +87,9 @@ class AddressLimits:
     stack_top: int
     first_user_address: int = 0
     holes: tuple[tuple[int, int], ...] = ()
+    huge_ranges: tuple[tuple[int, int], ...] = ()
     va_bits: int = 64
+    start_brk: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -213,7 +217,8 @@ class File:
     """An open file with its inode in one: ``size`` in bytes, ``mapping`` its cached pages.
 
     ``mmap``: a driver's own mmap operation; it may set up the vma or raise SyscallError. ``read_page(index)``
-    gives a page's initial bytes (None: zeroes). ``anonymous``: shared anonymous memory (shmem).
+    gives a page's initial bytes (None: zeroes). ``anonymous``: shared anonymous memory (shmem). ``huge_size``:
+    size of its pages where they are huge ones (a file of hugetlbfs), else 0.
     """
 
     name: str
@@ -221,6 +226,7 @@ class File:
     mapping: address_space
     references: int = 1
     anonymous: bool = False
+    huge_size: int = 0
     mmap: Callable[[File, vm_area_struct], None] | None = None
     read_page: Callable[[int], bytes] | None = None
 
@@ -242,7 +248,8 @@ class anon_vma:
 class vm_area_struct:
     """One mapping [vm_start, vm_end) of an mm. ``vm_pgoff``: file page (or, anonymous, virtual page) of its start.
 
-    ``vm_page_prot``: entry bits of a present pte in it. Guard: the mm's mmap_lock.
+    ``vm_page_prot``: entry bits of a present pte in it. ``huge_size``: size of its pages where they are huge ones
+    (then VM_HUGETLB is set), else 0. Guard: the mm's mmap_lock.
     """
 
     slot: int
@@ -252,6 +259,7 @@ class vm_area_struct:
     vm_end: int = 0
     vm_flags: int = 0
     vm_page_prot: int = 0
+    huge_size: int = 0
     vm_pgoff: int = 0
     vm_file: File | None = None
     anon_vma: anon_vma | None = None

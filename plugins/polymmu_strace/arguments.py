@@ -31,6 +31,7 @@ SYMBOLS: dict[str, int] = {
     "MAP_DENYWRITE": 0x0800,
     "MAP_NORESERVE": 0x4000,
     "MAP_POPULATE": syscalls.MAP_POPULATE,
+    "MAP_HUGETLB": syscalls.MAP_HUGETLB,
     "MAP_STACK": 0x20000,
     "MAP_FIXED_NOREPLACE": syscalls.MAP_FIXED_NOREPLACE,
     "MREMAP_MAYMOVE": syscalls.MREMAP_MAYMOVE,
@@ -86,10 +87,11 @@ def number(text: str) -> int:
         text = value
     text = text.partition("<")[0] if not text.startswith('"') and "<<" not in text else text
     total = 0
-    for word in (part.strip() for part in text.split("|")):
+    for part in text.split("|"):
+        word, shifted, _ = part.strip().partition("<<MAP_HUGE_SHIFT")
         try:
             octal = len(word) > 1 and word.startswith("0") and word.isdigit()
-            total |= int(word, 8 if octal else 0)
+            total |= int(word, 8 if octal else 0) << (syscalls.MAP_HUGE_SHIFT if shifted else 0)
         except ValueError:
             total |= SYMBOLS.get(word, 0)
     return total

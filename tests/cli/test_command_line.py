@@ -105,7 +105,7 @@ def test_output_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     target = tmp_path / "arches.json"
     status, out, _ = run("arches", "--format", "json", "--output", str(target), capsys=capsys)
     assert (status, out) == (0, "")
-    assert json.loads(target.read_text())[0]["name"] == "x86"
+    assert "x86" in [row["name"] for row in json.loads(target.read_text())]
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ class FakeMm:
         offset: int = 0,
         populate: bool = False,
         grows_down: bool = False,
+        huge: int = 0,
     ) -> int:
         if at is None or not fixed:
             at = self._choose(length)
@@ -80,6 +81,7 @@ class FakeMm:
         pages = self._range(at, length)
         self._log("mmap", at, length, prot)
         self.pages.update(dict.fromkeys(pages, prot))
+        self.machine.huge += [(at, length, huge)] if huge else []
         if grows_down:
             self.machine.stacks.append(at)
         return at
@@ -215,13 +217,15 @@ class FakeMachine:
 
     def __init__(self, task_size: int = 0x7FFF_FFFF_F000, page_size: int = 4096) -> None:
         self.page_size = page_size
-        self.task_size = task_size
+        self.huge_page_sizes: tuple[int, ...] = ()
+        self.task_size = self.stack_top = task_size
         self.first_user_address = page_size
         self.mmap_top = task_size - (128 << 20)
         self.log: list[tuple[object, ...]] = []
         self.mms: list[FakeMm] = []
         self.files: list[FakeFile] = []
         self.stacks: list[int] = []
+        self.huge: list[tuple[int, int, int]] = []
         self.cpus = [FakeCpu(self)]
 
     def new_mm(self) -> FakeMm:

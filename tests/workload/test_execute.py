@@ -19,7 +19,7 @@ from tests.workload.samples import DISTINCT_PAGES, TRACES, read, trace_path
 
 GIB = 1 << 30
 TASK_32 = 0xC000_0000
-ANON, FIXED = 0x22, 0x10
+ANON, FIXED, MAP_HUGETLB = 0x22, 0x10, 0x40000
 STACK = InitialMapping(0x1F_FF00_0000, 0x1F_FF00_2000, "rw", False)
 
 
@@ -48,6 +48,28 @@ def run(
         name="w", sha256="", format="hand", accesses=touches, calls=tuple(calls), initial=tuple(initial)
     )
     return execute(machine, workload)
+
+
+def test_a_recorded_mapping_of_huge_pages_is_one_here_where_the_machine_has_that_size() -> None:
+    """Size 2 MiB where the flags' upper bits are zero, else two to their power; a length is rounded up to it."""
+    machine = FakeMachine()
+    machine.huge_page_sizes = (2 << 20, 1 << 30)
+    calls = [
+        mmap(0x40000000, 1 << 30, ANON | MAP_HUGETLB | 30 << 26),
+        mmap(0x10000000, 3 << 20, ANON | MAP_HUGETLB),
+        mmap(0x20000000, 2 << 20),
+    ]
+    result = run(machine, calls)
+    assert machine.huge == [(0x40000000, 1 << 30, 1 << 30), (0x10000000, 4 << 20, 2 << 20)]
+    assert (result.calls_executed, result.small_for_huge) == (3, 0)
+
+
+def test_where_the_machine_has_not_that_size_it_is_small_pages_and_the_report_says_so() -> None:
+    machine = FakeMachine()
+    machine.huge_page_sizes = (4 << 20,)
+    result = run(machine, [mmap(0x10000000, 1 << 20, ANON | MAP_HUGETLB)])
+    assert (machine.huge, len(machine.mms[0].pages)) == ([], 512)
+    assert (result.refused, result.to_dict()["small_for_huge"]) == ([], 1)
 
 
 def pages_touched(machine: FakeMachine) -> list[int]:

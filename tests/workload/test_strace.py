@@ -43,6 +43,12 @@ def test_every_way_to_print_pid_and_time_is_understood(tmp_path: Path, prefix: s
         ("openat", 'AT_FDCWD, "/a, \\"b\\") = 3", O_RDONLY|O_CLOEXEC', (-100, 0, 0), '/a, \\"b\\") = 3'),
         ("mmap", "NULL, 8192, PROT_NONE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0", (0, 8192, 0, 0x22, -1, 0), ""),
         (
+            "mmap",
+            "NULL, 2097152, PROT_NONE, MAP_PRIVATE|MAP_ANONYMOUS|MAP_HUGETLB|21<<MAP_HUGE_SHIFT, -1, 0",
+            (0, 2097152, 0, 0x5404_0022, -1, 0),
+            "",
+        ),
+        (
             "mremap",
             "0x1000, 4096, 8192, MREMAP_MAYMOVE|MREMAP_FIXED, 0x9000",
             (0x1000, 4096, 8192, 3, 0x9000),

@@ -104,6 +104,8 @@ def _value(type_: Any, metadata: Mapping[str, Any], partial: bool) -> Schema:
     if attrs.has(type_):
         return _object(fields_of(type_), partial)
     choices = choices_of(type_, metadata)
+    if choices and metadata.get("unit") == "size":
+        return {"anyOf": [{"enum": list(choices)}, {"type": "string", "pattern": SIZE_PATTERN}]}
     if choices:
         return {"enum": list(choices)}
     if type_ is bool:

@@ -165,8 +165,8 @@ def mark_dirty(state: Words, va: int, space: int) -> None:
 def ask_again(state: Words, ram: Words, access: int, va: int, entry: int, cache: int, stamp: int) -> int:
     """A TLB entry lacks what the access needs: refuse, or walk for the dirty bit it was loaded without.
 
-    Returns DONE where the entry may be used now, FAULT, or DROPPED where the tables changed behind the
-    TLB's back: what it knew is then of no use, and what the walk found is to be loaded.
+    Returns DONE where the entry may be used now, FAULT, or DROPPED where the entry is gone or the tables changed
+    behind the TLB's back: what it knew is then of no use, and what the walk found is to be loaded.
     """
     info = state[entry + E_INFO * ways_of(state, cache)]
     if ~info & state[NEED + access] & ~DIRTY:
@@ -174,9 +174,13 @@ def ask_again(state: Words, ram: Words, access: int, va: int, entry: int, cache:
         state[FAULT_ENTRY] = info
         return refuse(state, va, access, NOT_PRESENT if info & ABSENT else NO_PERMISSION)
     state[NOW] = stamp
+    tag = state[entry]
     kind = call_miss(state[MISS_ADDRESS], state, ram, va, access, WALK)
     if kind:
         return refuse(state, va, access, kind)
+    if state[entry] != tag:  # the walk brought in a translation of its own, in this one's place
+        drop_page(state, va, space_of(state, va))
+        return DROPPED
     inside = va & ((1 << state[OUT_SHIFT]) - (1 << state[SIZES + (state[entry] & ORDINAL_MASK)]))
     same = state[OUT_SHIFT] == state[SIZES + ((info & FLAG_BITS) >> REAL_SHIFT)]
     if same and state[OUT_FRAME] + inside == info & ADDRESS_BITS:

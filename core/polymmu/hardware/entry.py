@@ -86,6 +86,8 @@ class EntryFormat:
     zero in an entry of that kind), ``malformed`` ((mask, value) pairs that are refused as reserved),
     ``read``, ``write``, ``user``, ``execute`` (rights this level grants; ``ALWAYS`` where it does not restrict),
     ``accessed`` / ``dirty`` (None: no such bit at this level), ``global_`` (leaf may be used by every ASID),
+    ``leaves_alone``: rights and the accessed bit are a leaf's alone; an entry that points to a table grants
+    everything and is never marked (RISC-V),
     ``table_bits``: bits the mm core stores beside a table's address to make a table entry.
     ``high_frame_mask`` << ``high_frame_shift`` are further address bits of a leaf (x86 PSE-36).
     ``address_shift``: the address bits of table and leaf entries stand this much too low (RISC-V: 2); negative
@@ -113,6 +115,7 @@ class EntryFormat:
     high_frame_mask: int = 0
     high_frame_shift: int = 0
     address_shift: int = 0
+    leaves_alone: bool = False
     empty: int = 0
     table_bits: int = 0
     prot_none: Field | None = None

@@ -12,6 +12,8 @@ import attrs
 
 __all__ = ["RadixLayout"]
 
+ADDRESS_BITS = 64
+
 
 @attrs.frozen(slots=False)  # cached_property needs a __dict__
 class RadixLayout:
@@ -20,7 +22,9 @@ class RadixLayout:
     ``index_bits``: bits of the index at each level, root first. ``entry_bytes``: bytes of one entry at
     each level. ``page_shift``: bits of the page offset. ``leaf_levels``: levels whose entries may map a
     page; the last level always may. ``names``: Linux's word for each level (``pgd``, ``pud``, ``pmd``,
-    ``pte``, ...). Sources: Intel SDM vol. 3A "Paging", z/Architecture PoP ch. 3, Linux asm/pgtable.h.
+    ``pte``, ...). ``regions``: how many top address bits choose a part of the root table; they are the top
+    bits of its index, and the bits between them and the rest of the index are not translated. Sources: Intel
+    SDM vol. 3A "Paging", z/Architecture PoP ch. 3, Linux asm/pgtable.h.
     """
 
     index_bits: tuple[int, ...]
@@ -28,6 +32,7 @@ class RadixLayout:
     names: tuple[str, ...]
     entry_bytes: tuple[int, ...]
     leaf_levels: frozenset[int]
+    regions: int = 0
 
     def __attrs_post_init__(self) -> None:
         levels = len(self.index_bits)
@@ -35,6 +40,8 @@ class RadixLayout:
             raise ValueError("index_bits, names and entry_bytes must have one item per level")
         if levels - 1 not in self.leaf_levels or any(not 0 <= n < levels for n in self.leaf_levels):
             raise ValueError("leaf_levels must be levels of this layout and include the last one")
+        if not 0 <= self.regions <= self.index_bits[0]:
+            raise ValueError("regions must be some of the root's index bits")
 
     @property
     def levels(self) -> int:
@@ -65,8 +72,18 @@ class RadixLayout:
 
     @property
     def va_bits(self) -> int:
-        """Bits of an address that the walk looks at."""
-        return self.shifts[0] + self.index_bits[0]
+        """An address has no more bits than these that the walk looks at."""
+        return ADDRESS_BITS if self.regions else self.shifts[0] + self.index_bits[0]
+
+    def folded(self, va: int) -> int:
+        """``va`` with the bits that choose a region moved down to the rest of the root's index.
+
+        Every level's index of it can be had by shift and mask. Itself where there are no regions.
+        """
+        if not self.regions:
+            return va
+        inside = self.shifts[0] + self.index_bits[0] - self.regions
+        return va >> (ADDRESS_BITS - self.regions) << inside | va & ((1 << inside) - 1)
 
     def shift_of(self, level: int) -> int:
         """Bits below the index of ``level``; level 0 is the root."""
@@ -86,6 +103,8 @@ class RadixLayout:
 
     def index_of(self, level: int, va: int) -> int:
         """The index of ``va`` in the table of ``level``."""
+        if self.regions:
+            va = self.folded(va)
         return (va >> self.shifts[level]) & ((1 << self.index_bits[level]) - 1)
 
     def entry_address(self, level: int, table: int, va: int) -> int:

@@ -83,6 +83,7 @@ FAULT_DROPS = 126  # bit per WalkFault: such a fault drops what is cached for it
 
 # --- scratch of one walk, one word per level
 PATH_PLACE = 128
+REFUSED_ON_USER = PATH_PLACE + 7  # bits of INFO that a supervisor does not have on a user's page
 PATH_ENTRY = 136
 PATH_TABLE = 144
 PATH_RIGHTS = 152
@@ -122,6 +123,7 @@ R_KNOWN = R_JUDGED + 1  # these bits of the last leaf that was fine as it is
 R_KNOWN_FOR = R_JUDGED + 2  # with what rights above, for what access; 0: nothing known
 R_KNOWN_INFO = R_JUDGED + 3
 R_KNOWN_GLOBAL = R_JUDGED + 4
+R_LEAVES_ALONE = R_JUDGED + 5  # 1: an entry that points to a table grants everything and has no accessed bit
 
 # --- pages handed to a fault handler ahead of their first touch: (page number, level their walk fails at)
 PENDING = ROWS + MAX_LEVELS * ROW

@@ -105,8 +105,9 @@ class RadixTranslation:
 
     ``formats``: one per level, root first. ``canonical``: ``sign`` if unused high address bits must equal
     the highest used one, ``none`` if they must be zero. ``fault_codes``: the architecture's code for each
-    fault; missing ones are 0. ``supervisor_writes_read_only``: x86 with CR0.WP clear. ``root_registers``:
-    how many top entries loading the root copies into registers (PAE: 4); they grant everything and have no
+    fault; missing ones are 0. ``supervisor_writes_read_only``: x86 with CR0.WP clear. ``refused_on_user``:
+    what a supervisor may not do with a user's page (x86 SMEP and SMAP, RISC-V without SUM). ``root_registers``: how
+    many top entries loading the root copies into registers (PAE: 4); they grant everything and have no
     accessed bit. ``sets_accessed_dirty``: hardware sets these bits; otherwise a clear one faults.
     ``fault_drops``: a fault drops what is cached for its address (Intel SDM vol. 3A 4.10.4.1).
     """
@@ -117,6 +118,7 @@ class RadixTranslation:
     canonical: str = attrs.field(default="none", validator=attrs.validators.in_(("none", "sign")))
     fault_codes: FaultCodes = attrs.field(factory=dict)
     supervisor_writes_read_only: bool = False
+    refused_on_user: frozenset[Access] = frozenset()
     root_registers: int = 0
     sets_accessed_dirty: bool = True
     fault_drops: bool = True
@@ -124,6 +126,8 @@ class RadixTranslation:
     def __attrs_post_init__(self) -> None:
         if len(self.formats) != self.layout.levels:
             raise ValueError("a translation needs one entry format per level")
+        if self.layout.regions:
+            raise ValueError("a radix walker knows no regions")
         if self.layout.levels > at.MAX_LEVELS or self.root_registers > at.NR_ROOT_ENTRIES - at.ROOT_ENTRIES:
             raise ValueError(f"at most {at.MAX_LEVELS} levels and 8 root registers")
         if any(len(form.malformed) > at.MAX_PAIRS for form in self.formats):
@@ -236,6 +240,7 @@ class RadixTranslation:
         words[at.VA_BITS] = layout.va_bits
         words[at.BIG_ENDIAN] = self.byte_order == "big"
         words[at.SUPERVISOR_WRITES] = self.supervisor_writes_read_only
+        words[at.REFUSED_ON_USER] = sum(1 << access for access in self.refused_on_user)
         words[at.SETS_AD] = self.sets_accessed_dirty
         words[at.FAULT_DROPS] = -1 if self.fault_drops else 0
         words[at.NR_ROOT_ENTRIES] = self.root_registers
@@ -259,6 +264,7 @@ class RadixTranslation:
                 at.R_ORDINAL: sizes.index(layout.shift_of(level)) if is_leaf_level else 0,
                 at.R_MALFORMED: len(form.malformed),
                 at.R_JUDGED: self._judged_mask(level),
+                at.R_LEAVES_ALONE: int(form.leaves_alone),
             }
             properties: dict[int, Field | None] = {
                 at.R_PRESENT_M: form.present,
@@ -354,11 +360,13 @@ def walk(
             return refused(WalkFault.NOT_PRESENT)
         if translation.is_malformed(level, entry):
             return refused(WalkFault.RESERVED_BIT)
-        read &= form.read.test(entry)
-        write &= form.write.test(entry)
-        user &= form.user.test(entry)
-        execute &= form.execute.test(entry)
-        if translation.can_be_leaf(level, entry):
+        is_leaf = translation.can_be_leaf(level, entry)
+        if is_leaf or not form.leaves_alone:
+            read &= form.read.test(entry)
+            write &= form.write.test(entry)
+            user &= form.user.test(entry)
+            execute &= form.execute.test(entry)
+        if is_leaf:
             break
         table = (entry & form.table_mask) << form.address_shift
     size = layout.span_of(level)
@@ -379,7 +387,11 @@ def walk(
         return Walk(va=va, pa=frame + va % size, path=tuple(path), **found)
     may_write = write or (privilege == Privilege.SUPERVISOR and translation.supervisor_writes_read_only)
     allowed = {Access.FETCH: execute, Access.LOAD: read, Access.STORE: may_write}[access]
-    if not allowed or (privilege == Privilege.USER and not user):
+    if privilege == Privilege.USER:
+        allowed &= user
+    elif user:
+        allowed &= access not in translation.refused_on_user
+    if not allowed:
         return refused(WalkFault.NO_PERMISSION)
     if not translation.sets_accessed_dirty:
         is_old = form.accessed is not None and not form.accessed.test(entry)

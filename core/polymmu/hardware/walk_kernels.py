@@ -69,6 +69,7 @@ from polymmu.hardware.state import (
     R_KNOWN_INFO,
     R_LAST,
     R_LEAF,
+    R_LEAVES_ALONE,
     R_MALFORMED,
     R_ORDINAL,
     R_PAIRS,
@@ -87,6 +88,7 @@ from polymmu.hardware.state import (
     RAM_BYTES,
     READ,
     REFERENCES,
+    REFUSED_ON_USER,
     RIGHTS_BITS,
     ROOT,
     ROOT_ENTRIES,
@@ -198,6 +200,8 @@ def info_of(state: Words, rights: int) -> int:
     info = three << USER_RIGHTS if rights & USER else 0
     if state[SUPERVISOR_WRITES]:
         three |= 4
+    if rights & USER:
+        three &= ~state[REFUSED_ON_USER]
     return info | three << SUPERVISOR_RIGHTS
 
 
@@ -229,7 +233,7 @@ def set_accessed(state: Words, ram: Words, start: int, last: int, is_store: bool
     for level in range(start, last + 1):
         row = ROWS + level * ROW
         place = state[PATH_PLACE + level]
-        if place < 0:  # latched in a register: has no such bits
+        if place < 0 or (level < last and state[row + R_LEAVES_ALONE]):  # no such bits, in a register or here
             continue
         entry = state[PATH_ENTRY + level]
         marked = entry & ~state[row + R_ACCESSED_M] | state[row + R_ACCESSED_ON]
@@ -351,7 +355,9 @@ def radix_walk(state: Words, ram: Words, va: int, access: int, mode: int) -> int
             return RESERVED_BIT
         state[PATH_PLACE + level] = place
         state[PATH_ENTRY + level] = entry
-        rights = state[PATH_RIGHTS + level] & rights_of(state, row, entry)
+        rights = state[PATH_RIGHTS + level]
+        if is_leaf or not state[row + R_LEAVES_ALONE]:
+            rights &= rights_of(state, row, entry)
         if is_leaf:
             break
         level = (level + 1) & 7

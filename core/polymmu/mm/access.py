@@ -55,7 +55,7 @@ def vma_allowing(mm: mm_struct, addr: int, info: FaultInfo) -> vm_area_struct:
 def _implied(vma: vm_area_struct, access: str) -> bool:
     """Whether the hardware cannot withhold a right that was not asked for: some other right brings it along."""
     kernel: ArchKernel = vma.vm_mm.kernel
-    pte = kernel.shape.pte
+    pte = kernel.shape.huge_formats[vma.huge_size] if vma.huge_size else kernel.shape.pte
     field = pte.read if access == "load" else pte.execute
     prot = vma.vm_page_prot
     return bool(vma.vm_flags & VM_RIGHTS) and pte.present.test(prot) and field.test(prot)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from polymmu.errors import syscall_error
 from polymmu.hardware.scans import account_ptes
 from polymmu.hooks import ArchKernel
+from polymmu.mm.hugetlb import copy_hugetlb_page_range
 from polymmu.mm.tables import alloc_entry, entries_in, format_of, pte_lock, pte_unlock, read_ptes
 from polymmu.structs import VM_PFNMAP, VM_SHARED, EntryRun, mm_struct, vm_area_struct
 
@@ -26,6 +27,9 @@ def copy_page_range(dst: mm_struct, src: mm_struct, vma: vm_area_struct) -> None
     Raises ENOMEM where no table can be had; what was copied until then goes with the child.
     """
     kernel: ArchKernel = src.kernel
+    if vma.huge_size:
+        copy_hugetlb_page_range(dst, src, vma)
+        return
     if not vma.vm_flags & VM_PFNMAP and vma.anon_vma is None:
         return
     for into, ptep, addr, end in _tables_for(dst, src, 0, src.pgd, vma.vm_start, vma.vm_end):

@@ -30,6 +30,7 @@ from polymmu.mm.frames import (
     lru_cache_add_run,
     put_page,
 )
+from polymmu.mm.hugetlb import hugetlb_fault, populate_huge
 from polymmu.mm.pagecache import find_or_read_page, is_cached_at
 from polymmu.mm.tables import (
     alloc_entry,
@@ -79,8 +80,10 @@ def handle_mm_fault(
     mm.mmap_lock.down_read()
     try:
         vma = vma_allowing(mm, addr, info)
-        page = addr & -mm.layout.page_size
-        kind, n = _handle_pte_fault(kernel, vma, page, access, addr)
+        if vma.huge_size:
+            kind, n = hugetlb_fault(vma, addr, access), 1
+        else:
+            kind, n = _handle_pte_fault(kernel, vma, addr & -mm.layout.page_size, access, addr)
         if upcoming is not None and kind == "anonymous":
             pages = upcoming(vma.vm_start, vma.vm_end, AHEAD)
             if len(pages):
@@ -435,6 +438,9 @@ def populate(vma: vm_area_struct, start: int, end: int) -> None:
     if file is not None:
         in_file = -(-file.size // page_size) - vma.vm_pgoff
         end = min(end, vma.vm_start + max(in_file, 0) * page_size)
+    if vma.huge_size:
+        populate_huge(vma, start, end)
+        return
     while start < end:
         stop = min(end, (start | span - 1) + 1)
         pages = np.arange(start, stop, page_size, dtype=np.uint64)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polymmu.hardware.ram import FLAGS, GENERATION, INDEX, MAPPING, NONZERO, REFCOUNT, Frames
+from polymmu.hardware.ram import FLAGS, GENERATION, INDEX, MAPCOUNT, MAPPING, NONZERO, REFCOUNT, Frames
 from polymmu.hardware.scans import lru_add_frames, put_frames, take_frames
 from polymmu.structs import PG_ANON, PG_GATHER, PG_LRU, PG_RESERVED, PG_TABLE, FreeFrames, Kernel
 
@@ -28,6 +28,7 @@ __all__ = [
     "alloc_pages",
     "alloc_run",
     "boot_free_frames",
+    "copy_pages",
     "free_page",
     "free_pages",
     "free_run",
@@ -36,6 +37,7 @@ __all__ = [
     "lru_cache_add",
     "lru_cache_add_run",
     "put_page",
+    "put_pages",
     "put_run",
 ]
 
@@ -225,22 +227,38 @@ def alloc_pages(kernel: AnyKernel, order: int, what: str) -> int:
     first = _take_block(kernel, order)
     if first < 0:
         return -1
-    frames = kernel.frames
-    for pfn in range(first, first + n):
-        if frames.flags[pfn] & NONZERO:
-            _clear(kernel, pfn)
-    frames.table[FLAGS, first : first + n] = FLAGS_FOR.get(what, 0)
-    frames.table[REFCOUNT, first : first + n] = 1
+    table = kernel.frames.table
+    words_of_frames(kernel)[filled_in(kernel, first, n)] = 0
+    table[FLAGS, first : first + n] = FLAGS_FOR.get(what, 0)
+    table[REFCOUNT, first : first + n] = 1
     free.free -= n
     kernel.events.pages_allocated(n, what)
     return first
+
+
+def filled_in(kernel: AnyKernel, first: int, n: int) -> Pfns:
+    """Which of the ``n`` frames from ``first`` on may hold other bytes than zero."""
+    return first + np.flatnonzero(kernel.frames.table[FLAGS, first : first + n] & NONZERO)
+
+
+def words_of_frames(kernel: AnyKernel) -> NDArray[np.uint64]:
+    """All of memory, a row per frame."""
+    words = kernel.shape.layout.page_size >> 3
+    return kernel.ram.u64[: kernel.frames.count * words].reshape(-1, words)
+
+
+def copy_pages(kernel: AnyKernel, source: int, into: int, n: int) -> None:
+    """Give ``n`` zeroed frames from ``into`` on the bytes of those from ``source`` on."""
+    filled, memory = filled_in(kernel, source, n), words_of_frames(kernel)
+    memory[filled - source + into] = memory[filled]
+    kernel.frames.table[FLAGS, filled - source + into] |= NONZERO
 
 
 def free_pages(kernel: AnyKernel, pfn: int, order: int) -> None:
     """Give back a block of 2**order frames, as a block."""
     table = kernel.frames.table
     block = slice(pfn, pfn + (1 << order))
-    if (table[REFCOUNT, block] != 1).any():
+    if (table[REFCOUNT, block] != 1).any() or table[MAPCOUNT, block].any():
         raise AssertionError(f"block of {1 << order} frames at {pfn} freed while others hold it")
     table[REFCOUNT, block] = 0
     table[FLAGS, block] &= NONZERO
@@ -250,6 +268,15 @@ def free_pages(kernel: AnyKernel, pfn: int, order: int) -> None:
     kernel.free.by_order.setdefault(order, []).append(pfn)
     kernel.free.free += 1 << order
     kernel.events.pages_freed(1 << order)
+
+
+def put_pages(kernel: AnyKernel, pfn: int, order: int) -> None:
+    """One holder less of a block that is held by its first frame (a huge page); the last one frees all of it."""
+    refcount = kernel.frames.refcount
+    if refcount[pfn] > 1:
+        refcount[pfn] -= 1
+    else:
+        free_pages(kernel, pfn, order)
 
 
 def _take_block(kernel: AnyKernel, order: int) -> int:

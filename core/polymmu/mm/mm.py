@@ -63,7 +63,8 @@ def mm_alloc(kernel: ArchKernel, like: mm_struct | None = None) -> mm_struct:
         mm.mmap_base = mm.free_area_cache = limits.mmap_base
         # Two thirds up is where a position-independent program goes, its heap behind it (Linux:
         # ELF_ET_DYN_BASE).
-        mm.start_brk = mm.brk = limits.task_size // 3 * 2 & -mm.layout.page_size
+        two_thirds = limits.task_size // 3 * 2 & -mm.layout.page_size
+        mm.start_brk = mm.brk = two_thirds if limits.start_brk is None else limits.start_brk
         mm.start_stack = limits.stack_top
     else:
         mm.layout = like.layout
@@ -71,7 +72,7 @@ def mm_alloc(kernel: ArchKernel, like: mm_struct | None = None) -> mm_struct:
         mm.mmap_base, mm.free_area_cache = like.mmap_base, like.free_area_cache
         mm.cached_hole_size = like.cached_hole_size
         mm.start_brk, mm.brk, mm.start_stack = like.start_brk, like.brk, like.start_stack
-    kernel.ops.init_new_context(mm)
+    kernel.ops.init_new_context(mm, like)
     mm.nr_tables = [0] * mm.layout.levels
     mm.pgd = kernel.ops.pgd_alloc(mm)
     if mm.pgd < 0:

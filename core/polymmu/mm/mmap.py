@@ -20,7 +20,12 @@ from polymmu.mm.frames import lru_add_drain
 from polymmu.mm.gather import tlb_finish_mmu, tlb_gather_mmu
 from polymmu.mm.pagecache import new_file, put_file
 from polymmu.mm.pgtables import free_pgtables
-from polymmu.mm.unmapped_area import area_was_freed, check_fixed_area, get_unmapped_area
+from polymmu.mm.unmapped_area import (
+    area_was_freed,
+    check_fixed_area,
+    get_unmapped_area,
+    get_unmapped_huge_area,
+)
 from polymmu.mm.vma import (
     detach_vmas,
     find_vma,
@@ -76,43 +81,48 @@ def do_mmap(
     file: File | None = None,
     pgoff: int = 0,
     populate: bool = False,
+    huge_size: int = 0,
 ) -> int:
     """Map ``length`` bytes and return their address.
 
     ``addr`` is a wish; with ``fixed`` it is where the mapping goes, replacing what is there, with
     ``noreplace`` refusing to (EEXIST). ``pgoff``: page of ``file`` that comes first. VM_SHARED without a
-    file: shared anonymous memory. ``populate``: all pages at once, as far as memory goes. Raises SyscallError
-    as mmap(2) does.
+    file: shared anonymous memory. ``populate``: all pages at once, as far as memory goes. ``huge_size``: of huge
+    pages of so many bytes, and so is every mapping of a file of huge pages; ``length``, ``addr`` if fixed, and
+    ``pgoff`` are then whole huge pages. Raises SyscallError as mmap(2) does.
     """
     with mm_call(mm, "mmap") as kernel:
         if length <= 0:
             raise syscall_error(errno.EINVAL, f"length {length} is not positive")
         if pgoff < 0:
             raise syscall_error(errno.EINVAL, f"file page {pgoff} is negative")
-        if vm_flags & VM_GROWSDOWN and (vm_flags & VM_SHARED or file is not None):
-            raise syscall_error(errno.EINVAL, "only private anonymous memory grows down")
+        huge_size = _checked_huge_size(mm, huge_size, file, pgoff)
+        if vm_flags & VM_GROWSDOWN and (vm_flags & VM_SHARED or file is not None or huge_size):
+            raise syscall_error(errno.EINVAL, "only private anonymous memory of small pages grows down")
         length = page_align(mm, length)
-        if length > mm.task_size:
+        if length > kernel.shape.limits.task_size:
             raise syscall_error(errno.ENOMEM, f"length {length:#x} is more than the address space")
         if mm.map_count > kernel.description.kernel.vm_max_map_count:
             raise syscall_error(errno.ENOMEM, f"no more than {mm.map_count} mappings in one address space")
         if fixed or noreplace:
             if addr is None or addr < 0:
                 raise syscall_error(errno.EINVAL, "a fixed mapping needs an address")
-            check_fixed_area(mm, addr, length)
+            check_fixed_area(mm, addr, length, huge_size)
             if noreplace and find_vma_intersection(mm, addr, addr + length) is not None:
                 raise syscall_error(errno.EEXIST, f"{addr:#x} + {length:#x} is in use")
             unmap_area(mm, addr, length)
+        elif huge_size:
+            addr = get_unmapped_huge_area(mm, addr, length, huge_size)
         else:
             addr = get_unmapped_area(mm, addr, length)
         if file is None and vm_flags & VM_SHARED:
-            memory = new_file(kernel, "dev/zero", length, anonymous=True)
+            memory = new_file(kernel, "dev/zero", length, anonymous=True, huge_size=huge_size)
             try:
-                addr = mmap_region(mm, addr, length, vm_flags, file=memory)
+                addr = mmap_region(mm, addr, length, vm_flags, file=memory, huge_size=huge_size)
             finally:
                 put_file(kernel, memory)
         else:
-            addr = mmap_region(mm, addr, length, vm_flags, file=file, pgoff=pgoff)
+            addr = mmap_region(mm, addr, length, vm_flags, file=file, pgoff=pgoff, huge_size=huge_size)
         if populate:
             vma = find_vma(mm, addr)
             assert vma is not None
@@ -120,8 +130,34 @@ def do_mmap(
         return addr
 
 
+def _checked_huge_size(mm: mm_struct, huge_size: int, file: File | None, pgoff: int) -> int:
+    """The size of a new mapping's huge pages: ``huge_size``, or its file's. Raises EINVAL where it makes no sense."""
+    if file is not None:
+        if huge_size not in (0, file.huge_size):
+            raise syscall_error(errno.EINVAL, f"the file's pages are not huge ones of {huge_size:#x} bytes")
+        huge_size = file.huge_size
+    if not huge_size:
+        return 0
+    sizes = mm.kernel.shape.huge_page_sizes
+    if huge_size not in sizes:
+        known = ", ".join(f"{size:#x}" for size in sizes) or "none"
+        raise syscall_error(errno.EINVAL, f"no huge pages of {huge_size:#x} bytes; this machine has {known}")
+    if pgoff << mm.layout.page_shift & (huge_size - 1):
+        raise syscall_error(
+            errno.EINVAL, f"file page {pgoff} lies inside a huge page of {huge_size:#x} bytes"
+        )
+    return huge_size
+
+
 def mmap_region(
-    mm: mm_struct, addr: int, length: int, vm_flags: int, *, file: File | None = None, pgoff: int = 0
+    mm: mm_struct,
+    addr: int,
+    length: int,
+    vm_flags: int,
+    *,
+    file: File | None = None,
+    pgoff: int = 0,
+    huge_size: int = 0,
 ) -> int:
     """Make the vma for a range that is free, by growing a neighbour where one is alike (A7.1). Its address.
 
@@ -131,11 +167,11 @@ def mmap_region(
     _, prev = find_vma_prev(mm, addr)
     first_page = pgoff if file is not None else addr >> mm.layout.page_shift
     # What a driver makes is its own: only it knows whether two mappings of it are alike.
-    mergeable = file is None or file.mmap is None
+    mergeable = (file is None or file.mmap is None) and not huge_size
     if mergeable and vma_merge(mm, prev, addr, end, vm_flags, file=file, pgoff=first_page) is not None:
         mm.total_vm += length >> mm.layout.page_shift
         return addr
-    vma = vma_alloc(mm, addr, end, vm_flags, file=file, pgoff=first_page)
+    vma = vma_alloc(mm, addr, end, vm_flags, file=file, pgoff=first_page, huge_size=huge_size)
     if file is not None and file.mmap is not None:
         _call_driver(file, vma, prev)
         _, prev = find_vma_prev(mm, vma.vm_start)

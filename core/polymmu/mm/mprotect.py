@@ -12,6 +12,7 @@ import errno
 from polymmu.errors import syscall_error
 from polymmu.hooks import ArchKernel
 from polymmu.mm.calls import mm_call
+from polymmu.mm.hugetlb import change_huge_protection
 from polymmu.mm.mmap import page_align
 from polymmu.mm.protect import change_protection
 from polymmu.mm.vma import VM_RIGHTS, find_vma, set_vma_flags, split_vma, vma_merge
@@ -24,7 +25,7 @@ def do_mprotect(mm: mm_struct, start: int, length: int, vm_rights: int) -> None:
     """Give [start, start + length) the rights ``vm_rights`` (VM_READ | VM_WRITE | VM_EXEC, or none of them).
 
     Raises EINVAL for arguments that make no sense, ENOMEM where a part is not mapped (what lies before it has
-    changed by then, as in Linux) or too many mappings would come of it.
+    changed by then, as in Linux) or too many mappings would come of it, EINVAL for a part of a huge page.
     """
     with mm_call(mm, "mprotect"):
         if start < 0 or start & (mm.layout.page_size - 1):
@@ -58,5 +59,6 @@ def _fix_up(vma: vm_area_struct, start: int, end: int, vm_flags: int) -> None:
             split_vma(vma, end, new_below=False)
         set_vma_flags(vma, vm_flags)
         holder = vma
-    change_protection(holder, start, end, holder.vm_page_prot)
+    change = change_huge_protection if holder.huge_size else change_protection
+    change(holder, start, end, holder.vm_page_prot)
     kernel.ops.flush_tlb_range(holder, start, end)

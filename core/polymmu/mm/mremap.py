@@ -79,7 +79,10 @@ def do_mremap(
 
 def _move_to(mm: mm_struct, addr: int, old_len: int, new_len: int, new_addr: int) -> int:
     """MREMAP_FIXED."""
-    if new_addr < 0 or new_addr & (mm.layout.page_size - 1) or new_addr + new_len > mm.task_size:
+    kernel: ArchKernel = mm.kernel
+    new_end = new_addr + new_len
+    fits = new_end <= mm.task_size or kernel.ops.grow_task_size(mm, new_end)
+    if new_addr < 0 or new_addr & (mm.layout.page_size - 1) or not fits:
         raise syscall_error(errno.EINVAL, f"{new_addr:#x} + {new_len:#x} is not a range of the address space")
     if new_addr < addr + old_len and addr < new_addr + new_len:
         raise syscall_error(errno.EINVAL, f"old range {addr:#x} and new range {new_addr:#x} overlap")

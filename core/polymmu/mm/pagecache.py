@@ -5,6 +5,8 @@ cache holds one reference of each, and a page's MAPPING and INDEX columns say wh
 mapping's slot plus one; 0: in no cache). Contents come from the file's ``read_page`` or are zeroes; there is no
 writing back, the cache is the file until its last reference goes.
 
+A file of huge pages caches each as its first frame, at the index of its first base page, and off the LRU.
+
 First reading: ``find_or_read_page``, ``remove_from_page_cache``.
 """
 
@@ -14,7 +16,15 @@ from collections.abc import Callable
 from typing import Any
 
 from polymmu.hardware.ram import NONZERO
-from polymmu.mm.frames import alloc_page, get_page, lru_add_drain, lru_cache_add, put_page
+from polymmu.mm.frames import (
+    alloc_page,
+    alloc_pages,
+    get_page,
+    lru_add_drain,
+    lru_cache_add,
+    put_page,
+    put_pages,
+)
 from polymmu.structs import PG_CACHE, PG_DIRTY, File, Kernel, address_space, vm_area_struct
 
 __all__ = [
@@ -36,13 +46,17 @@ def new_file(
     size: int,
     *,
     anonymous: bool = False,
+    huge_size: int = 0,
     read_page: Callable[[int], bytes] | None = None,
     mmap: Callable[[File, vm_area_struct], None] | None = None,
 ) -> File:
-    """A file of ``size`` bytes with one reference, the caller's, and nothing cached."""
+    """A file of ``size`` bytes with one reference, the caller's, and nothing cached.
+
+    ``huge_size``: its pages have so many bytes, and ``size`` is a multiple of that.
+    """
     mapping = kernel.mappings.alloc()
     mapping.truncate_count = 0
-    file = File(name, size, mapping, anonymous=anonymous, read_page=read_page, mmap=mmap)
+    file = File(name, size, mapping, anonymous=anonymous, huge_size=huge_size, read_page=read_page, mmap=mmap)
     mapping.host = file
     return file
 
@@ -78,7 +92,8 @@ def find_or_read_page(kernel: AnyKernel, file: File, index: int) -> int:
         get_page(kernel, found)
         return found
     kernel.sched.might_sleep("reading a page")
-    pfn = alloc_page(kernel, "file")
+    order = _order_of(kernel, mapping)
+    pfn = alloc_pages(kernel, order, "file") if order else alloc_page(kernel, "file")
     if pfn < 0:
         return -1
     content = file.read_page(index) if file.read_page is not None else b""
@@ -89,10 +104,10 @@ def find_or_read_page(kernel: AnyKernel, file: File, index: int) -> int:
     if content:
         kernel.ram.write(pfn * page_size, content)
         kernel.frames.flags[pfn] |= NONZERO
-    kernel.sched.spend(kernel.description.costs.page_clear, "page")
+    kernel.sched.spend(kernel.description.costs.page_clear << order, "page")
     won: int | None = mapping.pages.get(index)
     if won is not None:  # somebody else read it meanwhile
-        put_page(kernel, pfn)
+        _put(kernel, pfn, order)
         get_page(kernel, won)
         return won
     frames = kernel.frames
@@ -101,8 +116,22 @@ def find_or_read_page(kernel: AnyKernel, file: File, index: int) -> int:
     frames.flags[pfn] |= PG_CACHE
     mapping.pages[index] = pfn
     get_page(kernel, pfn)  # the cache's own
-    lru_cache_add(kernel, pfn)
+    if not order:
+        lru_cache_add(kernel, pfn)
     return pfn
+
+
+def _order_of(kernel: AnyKernel, mapping: address_space) -> int:
+    """log2 of the frames of each page of a file."""
+    assert mapping.host is not None
+    return max((mapping.host.huge_size >> kernel.shape.layout.page_shift).bit_length() - 1, 0)
+
+
+def _put(kernel: AnyKernel, pfn: int, order: int) -> None:
+    if order:
+        put_pages(kernel, pfn, order)
+    else:
+        put_page(kernel, pfn)
 
 
 def is_cached_at(kernel: AnyKernel, mapping: address_space, index: int, pfn: int) -> bool:
@@ -123,7 +152,7 @@ def remove_from_page_cache(kernel: AnyKernel, mapping: address_space, index: int
     frames.mapping[pfn] = 0
     frames.index[pfn] = 0
     frames.flags[pfn] &= ~(PG_CACHE | PG_DIRTY)
-    put_page(kernel, pfn)
+    _put(kernel, pfn, _order_of(kernel, mapping))
 
 
 def drop_page_cache(kernel: AnyKernel, mapping: address_space, first: int) -> None:

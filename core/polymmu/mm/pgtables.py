@@ -115,7 +115,8 @@ def _free_range(
     below = level + 1
     span = layout.span_of(level)
     table_of = format_of(mm, level).table_of
-    looked_at = entries_spanned(addr, end, layout.shifts[level])
+    last = layout.folded((end - 1) & WORD)
+    looked_at = entries_spanned(layout.folded(addr), last + 1, layout.shifts[level])
     kernel.events.entries_visited(mm, "free_pgtables", looked_at)
     kernel.sched.spend(kernel.description.costs.entry_update * looked_at, "free_pgtables")
     for entry, value, start, stop in entries_in(mm, level, table, addr, end):

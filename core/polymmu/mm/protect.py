@@ -13,7 +13,7 @@ from polymmu.hooks import ArchKernel
 from polymmu.mm.tables import pte_lock, pte_unlock, table_runs
 from polymmu.structs import EntryRun, vm_area_struct
 
-__all__ = ["change_protection"]
+__all__ = ["change_protection", "kept_bits", "loses_right"]
 
 
 def change_protection(vma: vm_area_struct, start: int, end: int, prot: int) -> None:
@@ -22,9 +22,7 @@ def change_protection(vma: vm_area_struct, start: int, end: int, prot: int) -> N
     kernel: ArchKernel = mm.kernel
     ops = kernel.ops
     pte = kernel.shape.pte
-    keep = pte.frame_mask
-    for noted in (pte.accessed, pte.dirty):
-        keep |= noted.mask if noted is not None else 0
+    keep = kept_bits(pte)
     put = prot & ~keep
     ops.flush_cache_range(vma, start, end)
     for ptep, addr, stop in table_runs(mm, start, end):
@@ -38,12 +36,20 @@ def change_protection(vma: vm_area_struct, start: int, end: int, prot: int) -> N
         ops.set_pte(mm, addr, ptep, np.where(present, old & np.uint64(keep) | np.uint64(put), old))
         ops.leave_lazy_mmu(mm)
         pte_unlock(mm, ptep)
-        if _loses_right(pte, old[present] & ~np.uint64(keep), put):
+        if loses_right(pte, old[present] & ~np.uint64(keep), put):
             kernel.events.entries_changed(mm, addr, stop, n, "wrprotect")
         kernel.sched.cond_resched()
 
 
-def _loses_right(pte: EntryFormat, had: EntryRun, has: int) -> bool:
+def kept_bits(pte: EntryFormat) -> int:
+    """What a change of rights leaves in an entry: its frame, and what hardware noted."""
+    keep = pte.frame_mask | pte.high_frame_mask
+    for noted in (pte.accessed, pte.dirty):
+        keep |= noted.mask if noted is not None else 0
+    return keep
+
+
+def loses_right(pte: EntryFormat, had: EntryRun, has: int) -> bool:
     """Whether any entry with the rights ``had`` allowed something that one with ``has`` does not."""
     fields = (pte.present, pte.read, pte.write, pte.user, pte.execute)
     return any(

@@ -56,7 +56,10 @@ def find_entry(mm: mm_struct, addr: int, level: int = -1) -> int:
     """Physical address of ``addr``'s entry of ``level`` (default: its pte), or -1 where a table is missing."""
     kernel: ArchKernel = mm.kernel
     read, order = kernel.ram.read_entry, kernel.shape.byte_order
-    steps = kernel.shape.steps[-mm.layout.levels :]
+    layout = mm.layout
+    if layout.regions:
+        addr = layout.folded(addr)
+    steps = kernel.shape.steps[-layout.levels :]
     table = mm.pgd
     for shift, index_mask, width, table_mask, table_shift, empty in steps[:level]:
         value = read(table + (addr >> shift & index_mask) * width, width, order)
@@ -73,10 +76,11 @@ def alloc_entry(mm: mm_struct, addr: int, level: int = -1) -> int:
     if entry >= 0:
         return entry
     steps = steps_of(mm)
+    folded = mm.layout.folded(addr)
     table = mm.pgd
     for upper in range(len(steps) - 1 if level < 0 else level):
         shift, index_mask, width, table_mask, table_shift, empty = steps[upper]
-        entry = table + (addr >> shift & index_mask) * width
+        entry = table + (folded >> shift & index_mask) * width
         value = read_entry(mm, upper, entry)
         if value == empty:
             if not alloc_table(mm, upper, addr, entry):
@@ -84,7 +88,7 @@ def alloc_entry(mm: mm_struct, addr: int, level: int = -1) -> int:
             value = read_entry(mm, upper, entry)
         table = (value & table_mask) << table_shift
     shift, index_mask, width, _, _, _ = steps[level]
-    return table + (addr >> shift & index_mask) * width
+    return table + (folded >> shift & index_mask) * width
 
 
 def alloc_table(mm: mm_struct, level: int, addr: int, entry: int) -> bool:

@@ -14,8 +14,10 @@ First reading: ``do_truncate``; then ``_unmap_one``.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
+from polymmu.errors import syscall_error
 from polymmu.hooks import ArchKernel
 from polymmu.mm.pagecache import drop_page_cache
 from polymmu.mm.zap import ZapDetails, zap_page_range
@@ -28,7 +30,14 @@ COUNT_BITS = 32
 
 
 def do_truncate(kernel: ArchKernel, file: File, size: int) -> None:
-    """Make ``file`` ``size`` bytes long (ftruncate). What is cut off reads as zeroes if the file grows again."""
+    """Make ``file`` ``size`` bytes long (ftruncate). What is cut off reads as zeroes if the file grows again.
+
+    Raises EINVAL for a part of a huge page.
+    """
+    if file.huge_size and size % file.huge_size:
+        raise syscall_error(
+            errno.EINVAL, f"size {size:#x} is no multiple of the file's huge pages of {file.huge_size:#x}"
+        )
     mapping = file.mapping
     page_size = kernel.shape.layout.page_size
     shrinks = size < file.size

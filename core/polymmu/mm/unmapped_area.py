@@ -5,18 +5,21 @@ numbers: no gap between ``free_area_cache`` and ``mmap_base`` is longer than ``c
 request starts at the cache, a shorter one at the top; either way the answer is the one a search of everything
 would give. (Linux kept the same two numbers from 2.6.9 to 3.7, more loosely; its trees of gaps since 3.8 also
 find the highest.)
+
+A huge mapping goes where the architecture lets huge pages be; it is asked to prepare one candidate after the other.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 
-from polymmu.errors import syscall_error
+from polymmu.errors import SyscallError, syscall_error
 from polymmu.hooks import ArchKernel
-from polymmu.mm.vma import find_vma, find_vma_prev
+from polymmu.mm.vma import find_vma, find_vma_intersection, find_vma_prev
 from polymmu.structs import mm_struct, vm_area_struct
 
-__all__ = ["area_was_freed", "check_fixed_area", "get_unmapped_area"]
+__all__ = ["area_was_freed", "check_fixed_area", "get_unmapped_area", "get_unmapped_huge_area"]
 
 
 def get_unmapped_area(mm: mm_struct, addr: int | None, length: int) -> int:
@@ -46,8 +49,74 @@ def get_unmapped_area(mm: mm_struct, addr: int | None, length: int) -> int:
     return found
 
 
-def check_fixed_area(mm: mm_struct, addr: int, length: int) -> None:
-    """Raise EINVAL or ENOMEM where no mapping may be at all, whatever is mapped there now."""
+def get_unmapped_huge_area(mm: mm_struct, addr: int | None, length: int, huge_size: int) -> int:
+    """As ``get_unmapped_area``, for whole huge pages of ``huge_size`` bytes; the architecture has prepared the range.
+
+    The lowest place in the architecture's huge ranges; where it has none, the highest below ``mmap_base``.
+    """
+    kernel: ArchKernel = mm.kernel
+    if length % huge_size:
+        raise syscall_error(
+            errno.EINVAL, f"length {length:#x} is no multiple of huge pages of {huge_size:#x}"
+        )
+    for place in _huge_places(mm, addr, length, huge_size):
+        try:
+            kernel.ops.prepare_hugepage_range(mm, place, length, huge_size)
+        except SyscallError:
+            continue
+        return place
+    raise syscall_error(errno.ENOMEM, f"no place is left for {length:#x} bytes of huge pages")
+
+
+def _huge_places(mm: mm_struct, addr: int | None, length: int, huge_size: int) -> Iterator[int]:
+    kernel: ArchKernel = mm.kernel
+    lowest, ranges = _lowest_address(mm), kernel.shape.limits.huge_ranges
+
+    def upwards(low: int, high: int) -> Iterator[int]:
+        for bottom, top in _gaps(mm, low, min(high, mm.task_size)):
+            yield from range(-(-bottom // huge_size) * huge_size, top - length + 1, huge_size)
+
+    if addr is not None:
+        wish = -(-addr // huge_size) * huge_size
+        if (
+            lowest <= wish <= mm.task_size - length
+            and _may_be_huge(mm, wish, wish + length)
+            and _hole_in(mm, wish, wish + length) is None
+            and find_vma_intersection(mm, wish, wish + length) is None
+        ):
+            yield wish
+    if ranges:
+        for low, high in ranges:
+            yield from upwards(max(low, lowest), high)
+        return
+    for bottom, top in reversed(list(_gaps(mm, lowest, mm.mmap_base))):
+        yield from range((top - length) // huge_size * huge_size, bottom - 1, -huge_size)
+    yield from upwards(mm.mmap_base, mm.task_size)
+    if kernel.ops.grow_task_size(mm, mm.task_size + length):
+        yield from upwards(mm.mmap_base, mm.task_size)
+
+
+def _gaps(mm: mm_struct, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """What is neither mapped nor a hole of [low, high), ascending."""
+    kernel: ArchKernel = mm.kernel
+    mapped = [(vma.vm_start, vma.vm_end) for vma in mm.vmas.values()]
+    for start, end in sorted([*mapped, *kernel.shape.limits.holes, (high, high)]):
+        if low < min(start, high):
+            yield low, min(start, high)
+        low = max(low, end)
+
+
+def _may_be_huge(mm: mm_struct, start: int, end: int) -> bool:
+    kernel: ArchKernel = mm.kernel
+    ranges = kernel.shape.limits.huge_ranges
+    return not ranges or any(low <= start and end <= high for low, high in ranges)
+
+
+def check_fixed_area(mm: mm_struct, addr: int, length: int, huge_size: int = 0) -> None:
+    """Raise EINVAL or ENOMEM where no such mapping may be at all, whatever is mapped there now.
+
+    ``huge_size``: of huge pages of so many bytes; the architecture then has prepared the range.
+    """
     kernel: ArchKernel = mm.kernel
     limits = kernel.shape.limits
     if addr & (mm.layout.page_size - 1):
@@ -58,7 +127,11 @@ def check_fixed_area(mm: mm_struct, addr: int, length: int) -> None:
         raise syscall_error(errno.EINVAL, f"{addr:#x} is below the first address of programs")
     if _hole_in(mm, addr, addr + length) is not None:
         raise syscall_error(errno.ENOMEM, f"{addr:#x} + {length:#x} is not translated by this MMU")
-    if kernel.ops.is_hugepage_only_range(mm, addr, length):
+    if huge_size:
+        if not _may_be_huge(mm, addr, addr + length):
+            raise syscall_error(errno.EINVAL, f"{addr:#x} + {length:#x} is not for huge pages")
+        kernel.ops.prepare_hugepage_range(mm, addr, length, huge_size)
+    elif kernel.ops.is_hugepage_only_range(mm, addr, length):
         raise syscall_error(errno.EINVAL, f"{addr:#x} + {length:#x} is for huge pages only")
 
 

@@ -107,16 +107,25 @@ def vma_pages(vma: vm_area_struct) -> int:
 
 # ------------------------------------------------------- birth, copies, death
 def vma_alloc(
-    mm: mm_struct, start: int, end: int, vm_flags: int, *, file: File | None = None, pgoff: int | None = None
+    mm: mm_struct,
+    start: int,
+    end: int,
+    vm_flags: int,
+    *,
+    file: File | None = None,
+    pgoff: int | None = None,
+    huge_size: int = 0,
 ) -> vm_area_struct:
     """A vma for [start, end), not linked anywhere. It takes a reference of ``file``.
 
-    ``pgoff`` defaults to what an anonymous vma has: the number of its first virtual page.
+    ``pgoff`` defaults to what an anonymous vma has: the number of its first virtual page. ``huge_size``: its
+    pages are huge ones of so many bytes.
     """
     vma = mm.kernel.vmas.alloc()
     vma.vm_mm = mm
     vma.vm_start = start
     vma.vm_end = end
+    vma.huge_size = huge_size
     vma.vm_pgoff = start >> mm.layout.page_shift if pgoff is None else pgoff
     vma.vm_file = get_file(file) if file is not None else None
     vma.anon_vma = None
@@ -124,7 +133,7 @@ def vma_alloc(
     vma.vm_private_data = None
     vma.vm_next = None
     vma.vm_prev = None
-    set_vma_flags(vma, vm_flags)
+    set_vma_flags(vma, vm_flags | VM_HUGETLB if huge_size else vm_flags)
     return vma
 
 
@@ -133,7 +142,15 @@ def vma_copy(vma: vm_area_struct, mm: mm_struct) -> vm_area_struct:
 
     The truncate count is not copied: a struct copy holds no lock, so whoever links the copy stores it (A1.7).
     """
-    copy = vma_alloc(mm, vma.vm_start, vma.vm_end, vma.vm_flags, file=vma.vm_file, pgoff=vma.vm_pgoff)
+    copy = vma_alloc(
+        mm,
+        vma.vm_start,
+        vma.vm_end,
+        vma.vm_flags,
+        file=vma.vm_file,
+        pgoff=vma.vm_pgoff,
+        huge_size=vma.huge_size,
+    )
     copy.vm_private_data = vma.vm_private_data
     copy.vm_page_prot = vma.vm_page_prot
     anon_vma_clone(copy, vma)
@@ -142,9 +159,10 @@ def vma_copy(vma: vm_area_struct, mm: mm_struct) -> vm_area_struct:
 
 def set_vma_flags(vma: vm_area_struct, vm_flags: int) -> None:
     """Change what ``vma`` allows; its ptes are the caller's business."""
-    kernel: ArchKernel = vma.vm_mm.kernel
+    shape = vma.vm_mm.kernel.shape
+    protections = shape.huge_protections[vma.huge_size] if vma.huge_size else shape.protections
     vma.vm_flags = vm_flags
-    vma.vm_page_prot = kernel.shape.protections[vm_flags & PROTECTION_INDEX]
+    vma.vm_page_prot = protections[vm_flags & PROTECTION_INDEX]
 
 
 def remove_vma(vma: vm_area_struct) -> None:
@@ -365,10 +383,13 @@ def _forget_restart(vma: vm_area_struct) -> None:
 def split_vma(vma: vm_area_struct, addr: int, *, new_below: bool) -> vm_area_struct:
     """Cut ``vma`` at ``addr`` and return the new piece; ``new_below``: the new struct is the lower one.
 
-    Which piece keeps the struct matters to who holds a pointer to it. Raises ENOMEM at the limit of mappings.
+    Which piece keeps the struct matters to who holds a pointer to it. Raises EINVAL inside a huge page, ENOMEM at
+    the limit of mappings.
     """
     mm = vma.vm_mm
     kernel: ArchKernel = mm.kernel
+    if vma.huge_size and addr % vma.huge_size:
+        raise syscall_error(errno.EINVAL, f"{addr:#x} lies inside a huge page of {vma.huge_size:#x} bytes")
     if mm.map_count >= kernel.description.kernel.vm_max_map_count:
         raise syscall_error(errno.ENOMEM, f"no more than {mm.map_count} mappings in one address space")
     piece = vma_copy(vma, mm)

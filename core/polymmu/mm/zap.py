@@ -31,6 +31,7 @@ from polymmu.mm.gather import (
     tlb_remove_pages,
     tlb_room,
 )
+from polymmu.mm.hugetlb import unmap_hugepage_range
 from polymmu.mm.tables import pte_lock, pte_unlock, read_ptes, table_runs
 from polymmu.sched.locks import Mutex
 from polymmu.structs import (
@@ -94,6 +95,9 @@ def _unmap_vma(tlb: mmu_gather, vma: vm_area_struct, start: int, end: int, detai
     mm = tlb.mm
     kernel: ArchKernel = mm.kernel
     sched = kernel.sched
+    if vma.huge_size:  # one indivisible block, without a gather
+        unmap_hugepage_range(vma, start, end, details.check_mapping if details is not None else None)
+        return end
     lock = details.i_mmap_lock if details is not None else None
     tlb.vma = vma
     kernel.ops.tlb_start_vma(tlb, vma)

@@ -78,13 +78,13 @@ class FlushAudit(Observer):
     def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
         """``cpu`` is about to drop translations of ``asid`` (None: all) in [start, end) (None: everything)."""
         mm = self.kernel.active_mm[cpu.index]
-        self._switching = mm is None or mm.serial != cpu.space
+        # Between loading a root and saying so. A broadcast also reaches CPUs that never ran a program.
+        self._switching = cpu.root >= 0 and (mm is None or mm.serial != cpu.space)
         tally = self._tally("switch_mm" if self._switching else self._call or "fault")
         tally.issued += 1
         if self._switching:
             return  # judged by what it drops
-        assert mm is not None
-        hull = self._hull.get(mm.slot)
+        hull = self._hull.get(mm.slot) if mm is not None else None
         stale = 0
         if hull is not None:
             low = hull[1] if start is None else max(start, hull[1])

@@ -365,6 +365,12 @@ class Executor:
             file = process.files.setdefault(fd, _File(f"fd {fd}"))
             how["file"] = file.mapped(self.machine, offset + page_up(length))
             how["offset"] = offset // self.machine.page_size * self.machine.page_size
+        elif huge := sys.huge_size(flags):
+            length = page_up(length, huge)  # as the recorded kernel did
+            if huge in self.machine.huge_page_sizes:
+                how["huge"] = huge
+            else:
+                self.result.small_for_huge += 1
         process.space.mmap(call.ret or 0, length, fixed=bool(flags & sys.MAP_FIXED), **how)
 
     def _brk(self, process: _Process, call: MmCall) -> bool:

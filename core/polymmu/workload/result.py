@@ -39,6 +39,8 @@ class ExecutionResult:
     refused: list[RefusedCall] = attrs.field(factory=list[RefusedCall])
     relocations: list[Relocation] = attrs.field(factory=list[Relocation])
     self_mapped_pages: int = 0
+    small_for_huge: int = 0
+    """Mappings of huge pages that this machine has not got, made of small ones."""
     processes: int = 1
     """The most that were alive at once."""
     segfault: SegmentationFault | None = None
@@ -67,6 +69,7 @@ class ExecutionResult:
                 for each in self.relocations
             ],
             "self_mapped_pages": self.self_mapped_pages,
+            "small_for_huge": self.small_for_huge,
             "processes": self.processes,
         }
         if self.segfault is not None:

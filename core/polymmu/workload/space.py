@@ -6,7 +6,7 @@ The rules, which ``docs/workloads.md`` tells users:
 - a recorded address is kept if it fits: inside user addresses, aligned to the machine's page, in nobody's
   way;
 - a mapping that does not fit moves as a whole; what the program later does inside it moves along; - where to
-  is the machine's own choice (its get_unmapped_area), except that a stack goes to the top of user addresses
+  is the machine's own choice (its get_unmapped_area), except that a stack goes where the machine has stacks
   and a heap to the lowest room for all it will ever hold, so that both can grow;
 - a mapping that cannot be placed at all makes the trace unusable on this machine: ``UserMistake``.
 
@@ -119,9 +119,10 @@ class Space:
 
     def _choose(self, length: int, how: dict[str, Any]) -> int:
         if how.get("grows_down"):
-            # Where exec puts a stack: at the top, with room below.
-            top = self.machine.task_size - page_up(length, self.machine.page_size)
-            if self.map.is_free(top - STACK_ROOM, self.machine.task_size, top):
+            # Where exec puts a stack, with room below.
+            end = self.machine.stack_top
+            top = end - page_up(length, self.machine.page_size)
+            if self.map.is_free(top - STACK_ROOM, end, top):
                 try:
                     return self.mm.mmap(length=length, at=top, fixed=True, **how)
                 except SyscallError as refusal:

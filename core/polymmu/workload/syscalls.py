@@ -13,6 +13,7 @@ __all__ = [
     "FORKS",
     "NAMES",
     "NUMBERS",
+    "huge_size",
     "prot_letters",
     "signed_fd",
 ]
@@ -57,6 +58,7 @@ MAP_FIXED = 0x10
 MAP_ANONYMOUS = 0x20
 MAP_GROWSDOWN = 0x100
 MAP_POPULATE = 0x8000
+MAP_HUGETLB, MAP_HUGE_SHIFT = 0x40000, 26
 MAP_FIXED_NOREPLACE = 0x100000
 
 MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
@@ -75,6 +77,14 @@ CLONE_THREAD = 0x00010000
 def prot_letters(prot: int) -> str:
     """``PROT_*`` bits as the letters the mm handles take: 5 is ``rx``, 0 is empty."""
     return "".join(letter for bit, letter in ((1, "r"), (2, "w"), (4, "x")) if prot & bit)
+
+
+def huge_size(flags: int) -> int:
+    """Bytes of the huge pages that mmap flags ask for, 0 for none.
+
+    The six bits from MAP_HUGE_SHIFT on are the size's log2; none: x86-64's default, 2 MiB.
+    """
+    return 1 << (flags >> MAP_HUGE_SHIFT & 0x3F or 21) if flags & MAP_HUGETLB else 0
 
 
 _INT_ARGUMENTS = {
