@@ -1,0 +1,170 @@
+"""Linux's tables on ppc64, and the section of a machine file. Hardware never reads these tables.
+
+    4 KiB    63:17 pfn   16 huge    15:12 slot   11 busy   10 hashed
+    64 KiB   63:30 pfn   28 combo   27:12 hashed and slot   11 busy
+    both     9 RW   8 accessed   7 dirty   4 coherent   2 exec   1 user   0 present
+
+Three levels are those of 2.6.12 and 2.6.13 (upper entries: 32-bit frame numbers), four those of 2.6.14 on (kernel
+addresses); with 64 KiB pages (2.6.15, frame number from bit 30 on as of 2.6.23) there are three again. A 64 KiB
+pte table's second half, for the slots of 4 KiB sub-pages, is there and stays empty: every page is entered whole.
+A pte that hardware refuses, PROT_NONE, is present without the user bit.
+Source: Linux ``pgtable.h``, ``pgtable-ppc64-4k.h``, ``pgtable-ppc64-64k.h``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+from attrs import field
+
+from polymmu.arch import (
+    VM_EXEC,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+    EntryFormat,
+    Field,
+    RadixLayout,
+    doc,
+)
+
+__all__ = ["HUGE_SIZE", "Ppc64Config", "hash_flags", "hashed_bit", "layout_of", "protections", "pte_format"]
+
+KIB, MIB = 1 << 10, 1 << 20
+HUGE_SIZE = 16 * MIB
+WORD = (1 << 64) - 1
+
+PRESENT, USER, EXEC, COHERENT, DIRTY, ACCESSED, RW = 0x001, 0x002, 0x004, 0x010, 0x080, 0x100, 0x200
+BUSY, HASHPTE, SLOT, HUGE = 0x800, 0x400, 0xF000, 0x10000
+SUBPAGES, FIRST_SUBPAGE, COMBO = 0x0FFFF000, 0x08000000, 0x10000000
+KERNEL_BASE = 0xC << 60
+
+THREE_LEVELS = RadixLayout(
+    index_bits=(10, 10, 9),
+    page_shift=12,
+    names=("pgd", "pmd", "pte"),
+    entry_bytes=(4, 4, 8),
+    leaf_levels=frozenset({2}),
+)
+FOUR_LEVELS = RadixLayout(
+    index_bits=(9, 7, 7, 9),
+    page_shift=12,
+    names=("pgd", "pud", "pmd", "pte"),
+    entry_bytes=(8, 8, 8, 8),
+    leaf_levels=frozenset({3}),
+)
+LARGE_PAGES = RadixLayout(
+    index_bits=(4, 12, 12),
+    page_shift=16,
+    names=("pgd", "pmd", "pte"),
+    entry_bytes=(8, 8, 8),
+    leaf_levels=frozenset({2}),
+)
+
+
+def check_groups(section: Any, attribute: object, groups: int) -> None:
+    """What SDR1 can say."""
+    if groups and (groups < 1 << 11 or groups & (groups - 1)):
+        raise ValueError(f"{groups} groups; 0 (by memory) or a power of two from 2048 on")
+
+
+def check_page(section: Any, attribute: object, page: int) -> None:
+    """64 KiB pages came with the four-level tables."""
+    if page == 64 * KIB and section.levels == 3:
+        raise ValueError("64 KiB pages need levels: 4 (Linux 2.6.15 on)")
+
+
+def cycles(default: int, text: str) -> Any:
+    return field(default=default, metadata=doc(text, minimum=0, maximum=10**9))
+
+
+@attrs.frozen(kw_only=True)
+class Ppc64Config:
+    """The ``ppc64`` section of a machine file."""
+
+    mmu: str = field(
+        default="hash",
+        metadata=doc(
+            "hash, or radix (POWER9's tables, for `polymmu translate` only)", choices=("hash", "radix")
+        ),
+    )
+    levels: int = field(
+        default=4, metadata=doc("tables of Linux 2.6.12 (3) or of 2.6.14 and later (4)", choices=(3, 4))
+    )
+    page: int = field(
+        default=4 * KIB,
+        metadata=doc("base page: 4 KiB or 64 KiB", unit="size", choices=(4 * KIB, 64 * KIB)),
+        validator=check_page,
+    )
+    hash_groups: int = field(
+        default=0,
+        metadata=doc("groups of eight in the hash table; 0: one for two pages of memory", minimum=0),
+        validator=check_groups,
+    )
+    big_segments: bool = field(default=False, metadata=doc("segments of 1 TiB from 1 TiB on (Linux 2.6.24)"))
+    slb_miss: int = cycles(100, "cycles of the trap that fills a segment buffer entry")
+    hash_fault: int = cycles(300, "cycles of the trap into the hash fault handler")
+    hash_eviction: int = cycles(50, "cycles of throwing out a hash-table entry")
+
+
+def layout_of(section: Ppc64Config) -> RadixLayout:
+    if section.page == 64 * KIB:
+        return LARGE_PAGES
+    return THREE_LEVELS if section.levels == 3 else FOUR_LEVELS
+
+
+def pfn_shift(section: Ppc64Config) -> int:
+    return 30 if section.page == 64 * KIB else 17
+
+
+def hashed_bit(section: Ppc64Config) -> int:
+    """The bit of a pte that the hash table has an entry for."""
+    return FIRST_SUBPAGE if section.page == 64 * KIB else HASHPTE
+
+
+def hash_flags(section: Ppc64Config) -> int:
+    """Everything in a pte that is about the hash table."""
+    return BUSY | (SUBPAGES | COMBO if section.page == 64 * KIB else HASHPTE | SLOT)
+
+
+def pte_format(section: Ppc64Config) -> EntryFormat:
+    shift = pfn_shift(section)
+    return EntryFormat(
+        present=Field(PRESENT, PRESENT),
+        frame_mask=-(1 << shift) & WORD,
+        address_shift=layout_of(section).page_shift - shift,
+        write=Field(RW, RW),
+        user=Field(USER, USER),
+        execute=Field(EXEC, EXEC),
+        accessed=Field(ACCESSED, ACCESSED),
+        dirty=Field(DIRTY, DIRTY),
+    )
+
+
+def table_format(section: Ppc64Config, level: int) -> EntryFormat:
+    """An entry above the ptes; not 0 is all there is to say of its presence."""
+    if section.levels == 3:
+        return EntryFormat(present=Field(0, 0), frame_mask=0, table_mask=(1 << 32) - 1, address_shift=12)
+    return EntryFormat(
+        present=Field(KERNEL_BASE, KERNEL_BASE),
+        frame_mask=0,
+        table_mask=~KERNEL_BASE & WORD,
+        table_bits=KERNEL_BASE,
+    )
+
+
+def protections() -> tuple[int, ...]:
+    """Pte bits by VM_READ | VM_WRITE | VM_EXEC | VM_SHARED. Whatever a user may touch he may read."""
+
+    def of(flags: int) -> int:
+        value = PRESENT | COHERENT | ACCESSED
+        if flags & (VM_READ | VM_WRITE | VM_EXEC):
+            value |= USER
+        if flags & VM_EXEC:
+            value |= EXEC
+        if flags & VM_WRITE and flags & VM_SHARED:
+            value |= RW
+        return value
+
+    return tuple(of(flags) for flags in range(16))
