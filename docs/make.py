@@ -1,4 +1,4 @@
-"""Make what is made from the code: hook reference, schema, tables of the machine file, README's report.
+"""Make what is made from the code: hook reference, schema, tables of the machine file, reports in pages.
 
 python docs/make.py          writes them
 python docs/make.py --check  says which ones are out of date; exit status 1 if any
@@ -13,9 +13,10 @@ import sys
 import textwrap
 from pathlib import Path
 
-from polymmu import Machine, defaults, registry
+from polymmu import Machine, compare, defaults, registry
 from polymmu.cli.schema import machine_schema
 from polymmu.hooks import GROUPS, ArchOps
+from polymmu.report import compare_text
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
@@ -24,6 +25,9 @@ from machine_tables import with_tables  # noqa: E402 - beside this file, which i
 
 REPORT = re.compile(r"(<!-- report: (\S+) (\S+) -->\n).*?(<!-- end of report -->)", re.DOTALL)
 """Where a page shows a report: machine and trace, the report indented between the two comments."""
+
+COMPARISON = re.compile(r"(<!-- compare: (\S+) ([^>]*?) -->\n).*?(<!-- end of comparison -->)", re.DOTALL)
+"""Where a page compares: trace and machines."""
 
 HEAD = """\
 # Hook reference
@@ -65,13 +69,19 @@ def with_reports(page: str) -> str:
         made = Machine.from_file(match[2]).run(DOCS.parent / match[3])
         return match[1] + "\n" + textwrap.indent(str(made), "    ") + "\n\n" + match[4]
 
-    return REPORT.sub(report, page)
+    def comparison(match: re.Match[str]) -> str:
+        made = compare_text(compare(DOCS.parent / match[2], match[3].split()))
+        return match[1] + "\n" + textwrap.indent(made, "    ") + "\n\n" + match[4]
+
+    return COMPARISON.sub(comparison, REPORT.sub(report, page))
 
 
 def pages() -> dict[Path, str]:
     """Every generated page and its text."""
     machine_files, readme = DOCS / "machine-files.md", DOCS.parent / "README.md"
+    comparing = DOCS / "comparing.md"
     return {
+        comparing: with_reports(comparing.read_text(encoding="utf-8")),
         machine_files: with_tables(machine_files.read_text(encoding="utf-8")),
         readme: with_reports(readme.read_text(encoding="utf-8")),
         DOCS / "hooks.md": hook_reference(),
