@@ -1,4 +1,4 @@
-"""What the mm core asks of time: the driver's interface, and the solo driver.
+"""What the mm core asks of time: the interface every driver has, and the solo driver.
 
 ``solo`` runs one task to its end on whichever CPU it was started; interrupts sent to other CPUs are carried
 out at once and in CPU order, which is what a machine does whose other CPUs are idle in user mode. Clocks
@@ -8,8 +8,12 @@ are per CPU and count cycles from the machine file only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from polymmu.hardware.cpu import Cpu
+
+if TYPE_CHECKING:
+    from polymmu.sched.locks import Lock
 
 __all__ = ["Sched"]
 
@@ -17,30 +21,34 @@ __all__ = ["Sched"]
 class Sched:
     """The solo driver, and the interface every driver has."""
 
-    __slots__ = ("clock", "cpu", "cpus", "max_hold", "preempt_count", "resched_due", "spent_on")
-
     name = "solo"
 
     def __init__(self, cpus: Sequence[Cpu]) -> None:
         self.cpus = tuple(cpus)
         self.cpu: Cpu = self.cpus[0]
         """The CPU that runs the mm core now."""
+        self.context: object = self
+        """Who runs there: holds locks."""
         self.preempt_count = 0
-        self.resched_due = False
-        """What need_resched answers; nobody sets it under solo."""
+        self.preempt_since = 0
+        self.max_preempt_off = 0
         self.clock: list[int] = [0] * len(self.cpus)
-        """Cycles of kernel work per CPU."""
+        """Cycles per CPU: of kernel work, and of user work where a driver times it."""
         self.spent_on: dict[str, int] = {}
         """Cycles of kernel work by what they went into."""
         self.max_hold: dict[str, int] = {}
         """Longest hold of each spinlock in cycles, by name."""
+        self.max_wait: dict[str, int] = {}
+        """Longest wait for each lock in cycles, by name."""
+        self.lockdep: Any = None
+        """Who checks the order of locks (``sched.lockdep``), if anybody."""
 
     # --- points where another driver may switch
     def point(self, kind: str, what: object) -> None:
         """A visible operation is about to happen. Nobody else can run under solo."""
 
     def might_sleep(self, why: str) -> None:
-        """Called where the code may block: an error below a spinlock or with preemption off."""
+        """Called where the code may block: an error below a spinlock or with preemption or interrupts off."""
         if self.preempt_count:
             raise AssertionError(f"sleeping in atomic context: {why}")
 
@@ -49,22 +57,35 @@ class Sched:
         self.might_sleep("cond_resched")
 
     def need_resched(self) -> bool:
-        """Whether the current task was asked to give way."""
-        return self.resched_due
-
-    def need_lockbreak(self, lock: object) -> bool:
-        """Whether somebody waits for ``lock``."""
+        """Whether the current task was asked to give way; nobody asks under solo."""
         return False
+
+    def need_lockbreak(self, lock: Lock) -> bool:
+        """Whether somebody waits for ``lock``."""
+        return bool(lock.waiters)
 
     def preempt_disable(self) -> None:
         """No task switch until ``preempt_enable``."""
+        if not self.preempt_count:
+            self.preempt_since = self.clock[self.cpu.index]
         self.preempt_count += 1
 
     def preempt_enable(self) -> None:
         """Undo one ``preempt_disable``."""
-        if not self.preempt_count:
-            raise AssertionError("preempt_enable without preempt_disable")
         self.preempt_count -= 1
+        if self.preempt_count <= 0:
+            if self.preempt_count < 0:
+                raise AssertionError("preempt_enable without preempt_disable")
+            cycles = self.clock[self.cpu.index] - self.preempt_since
+            self.max_preempt_off = max(self.max_preempt_off, cycles)
+
+    # --- waiting
+    def wait(self, lock: Lock) -> None:
+        """The current context, last in the lock's queue, waits until it was handed the lock."""
+        raise AssertionError(f"{lock.name}: taken twice, or never released")
+
+    def wake(self, context: object) -> None:
+        """``context`` was handed what it waits for."""
 
     # --- other CPUs
     def ipi(self, mask: int, function: Callable[[Cpu], None], cost: int) -> int:
@@ -90,9 +111,10 @@ class Sched:
         self.spent_on[what] = self.spent_on.get(what, 0) + cycles
 
     def latency(self) -> dict[str, object]:
-        """The ``latency`` section of a report. Nobody ever waits under solo; preemption is off below spinlocks."""
+        """The ``latency`` section of a report."""
+        waits = dict.fromkeys(self.max_hold, 0) | self.max_wait
         return {
             "max_lock_hold": dict(sorted(self.max_hold.items())),
-            "max_lock_wait": dict.fromkeys(sorted(self.max_hold), 0),
-            "max_preempt_off": max(self.max_hold.values(), default=0),
+            "max_lock_wait": dict(sorted(waits.items())),
+            "max_preempt_off": self.max_preempt_off,
         }
