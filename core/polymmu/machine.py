@@ -37,6 +37,7 @@ from polymmu.registry import Arch
 from polymmu.report import SCHEMA, Counters, Report
 from polymmu.sanitize.flushes import FlushAudit
 from polymmu.sched.driver import Sched
+from polymmu.sched.timed import TimedSched
 from polymmu.structs import (
     VM_EXEC,
     VM_GROWSDOWN,
@@ -87,9 +88,12 @@ def shape_of(arch: Arch, section: Any) -> Shape:
 
 
 def boot_kernel(
-    description: MachineDescription, arch: Arch, observers: Sequence[Observer] = ()
+    description: MachineDescription, arch: Arch, observers: Sequence[Observer] = (), driver: str = "solo"
 ) -> ArchKernel:
-    """A kernel with its RAM, CPUs and allocators, no process yet. The arch has been asked for its shape."""
+    """A kernel with its RAM, CPUs and allocators, no process yet. The arch has been asked for its shape.
+
+    ``driver``: ``solo`` or ``timed``, who says what runs when.
+    """
     section = description.section
     shape = shape_of(arch, section)
     translation = arch.ops.translation(section, shape.registers)
@@ -105,7 +109,7 @@ def boot_kernel(
         frames=page_frames,
         free=frames.boot_free_frames(page_frames, len(cpus)),
         cpus=cpus,
-        sched=Sched(cpus),
+        sched=Sched(cpus) if driver == "solo" else TimedSched(cpus, description.seed),
         events=Events(),
         ops=arch.ops,
         shape=shape,
@@ -138,11 +142,13 @@ class Vectors:
 class Machine:
     """A machine built from a description. Deterministic: same calls, same bytes."""
 
-    def __init__(self, description: MachineDescription, arch: Arch, *, sets: Sequence[str] = ()) -> None:
+    def __init__(
+        self, description: MachineDescription, arch: Arch, *, sets: Sequence[str] = (), driver: str = "solo"
+    ) -> None:
         self.description = description
         self.arch = arch
         self.sets = tuple(sets)
-        self.kernel = boot_kernel(description, arch)
+        self.kernel = boot_kernel(description, arch, driver=driver)
         self.counters = Counters(self.kernel.shape.layout.names)
         self.flushes = FlushAudit(self.kernel)
         self.kernel.events = Events((self.counters, self.flushes))
