@@ -14,7 +14,7 @@ import textwrap
 from pathlib import Path
 
 from polymmu import Machine, compare, defaults, registry
-from polymmu.cli.schema import machine_schema
+from polymmu.cli.schema import machine_schema, scenario_schema
 from polymmu.hooks import GROUPS, ArchOps
 from polymmu.report import compare_text
 
@@ -86,6 +86,7 @@ def pages() -> dict[Path, str]:
         readme: with_reports(readme.read_text(encoding="utf-8")),
         DOCS / "hooks.md": hook_reference(),
         DOCS / "schema" / "machine.schema.json": json.dumps(machine_schema(), indent=2) + "\n",
+        DOCS / "schema" / "scenario.schema.json": json.dumps(scenario_schema(), indent=2) + "\n",
     }
 
 

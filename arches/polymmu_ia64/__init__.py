@@ -216,8 +216,8 @@ def hugetlb_free_pgd_range(tlb: mmu_gather, addr: int, end: int, floor: int, cei
 # ------------------------------------------------------------------ gather
 @hookimpl
 def tlb_gather(tlb: mmu_gather) -> None:
-    defaults.tlb_gather(tlb)
     tlb.arch = tlbflush.Cleared()
+    tlb.limit = 2048
 
 
 @hookimpl
@@ -283,6 +283,12 @@ def destroy_context(mm: mm_struct) -> None:
 def switch_mm(cpu: Cpu, following: mm_struct) -> None:
     """The bit of a CPU stays in the mm's mask until the mm has a new number: it may still hold translations."""
     tlbflush.activate(cpu, following)
+
+
+@hookimpl
+def gup_fast_begin() -> bool:
+    """Linux has no such walk here: get_user_pages takes mmap_sem."""
+    return False
 
 
 # ------------------------------------------------------------------ faults

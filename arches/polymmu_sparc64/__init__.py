@@ -277,6 +277,12 @@ def table_free_tlb(tlb: mmu_gather, level: int, table: int, addr: int) -> None:
         defaults.table_free(tlb.mm, level, table)
 
 
+@hookimpl
+def gup_fast_begin(cpu: Cpu, mm: mm_struct) -> bool:
+    """Since Linux 3.1. (Its test of the pte asked for a kernel's right too, so that it always fell back; not here.)"""
+    return tables_need_rcu(mm) and defaults.gup_fast_begin(cpu, mm)
+
+
 # ---------------------------------------------------------- gather and flush
 @hookimpl
 def tlb_flush(tlb: mmu_gather) -> None:

@@ -99,7 +99,8 @@ def _demap(mm: mm_struct, ranges: Sequence[tuple[int | None, int | None]], cost:
     if mm.cpu_mask >> here.index & 1:
         act(here)
         kernel.sched.spend(cost, "flush")
-    reached = kernel.sched.ipi(mm.cpu_mask, act, kernel.description.costs.ipi + cost)
+    # A mondo, executed at trap level: raising the interrupt priority, as a lockless walk does, holds none back.
+    reached = kernel.sched.cross_call(mm.cpu_mask, act, kernel.description.costs.ipi + cost)
     kernel.events.shootdown(mm, "ipi" if reached else "local", reached)
 
 

@@ -195,8 +195,7 @@ def tables_need_rcu(mm: mm_struct) -> bool:
 
 # --------------------------------------------------------------------- gather
 def tlb_gather(tlb: mmu_gather) -> None:
-    kernel: ArchKernel = tlb.mm.kernel
-    tlb.fast_mode = kernel.description.kernel.fast_mode and len(kernel.cpus) == 1
+    """Nothing of the arch's own in a gather."""
 
 
 def tlb_start_vma(tlb: mmu_gather, vma: vm_area_struct) -> None:
@@ -380,9 +379,11 @@ def enter_lazy_tlb(cpu: Cpu, mm: mm_struct) -> None:
 
 
 # ----------------------------------------------------------- lockless walkers
-def gup_fast_begin(cpu: Cpu) -> None:
+def gup_fast_begin(cpu: Cpu, mm: mm_struct) -> bool:
+    """Interrupts off: no flush that waits for this CPU is done, and no grace period of sched-RCU ends."""
     cpu.interrupts_enabled = False
+    return True
 
 
-def gup_fast_end(cpu: Cpu) -> None:
+def gup_fast_end(cpu: Cpu, mm: mm_struct) -> None:
     cpu.interrupts_enabled = True

@@ -31,7 +31,7 @@ class Observer:
 
     # --- pages and tables
     def pages_allocated(self, n: int, what: str) -> None:
-        """``n`` frames left the allocator; ``what``: anon, file, table, gather."""
+        """``n`` frames left the allocator; ``what``: anon, file, table, gather, table_batch."""
 
     def pages_freed(self, n: int) -> None:
         """``n`` frames went back to the allocator."""
@@ -41,6 +41,16 @@ class Observer:
 
     def table_freed(self, mm: Any, level: int, table: int, size: int) -> None:
         """A table was unhooked for good; its frame may still wait in a gather."""
+
+    # --- files
+    def truncation_begin(self, mapping: Any) -> None:
+        """Pages of a file (``mapping``: its address_space) are about to leave every mm that maps them."""
+
+    def truncation_end(self, mapping: Any) -> None:
+        """The truncation or invalidation that began last for ``mapping`` is done."""
+
+    def page_uncached(self, mapping: Any, index: int, pfn: int) -> None:
+        """Page ``index`` of a file, frame ``pfn``, is about to leave the page cache."""
 
     # --- entries
     def entries_changed(self, mm: Any, start: int, end: int, n: int, what: str) -> None:
@@ -67,6 +77,14 @@ class Observer:
 
     def entries_visited(self, mm: Any, what: str, n: int) -> None:
         """A range walk looked at ``n`` entries; ``what``: zap, free_pgtables, copy, protect, move."""
+
+    # --- walks without a lock
+    def lockless_read(self, mm: Any, cpu: int, rank: int, entry: int, table: int) -> None:
+        """CPU ``cpu`` read the entry at physical address ``entry``, and may go on to ``table`` (-1: it ends there).
+
+        ``rank``: the entry's level counted from the ptes' (-1) up. The root's comes first in a walk. A walk that is
+        told of a table, and reads it after it was freed, reads what is somebody else's.
+        """
 
     # --- time
     def cycles(self, cpu: int, n: int, what: str) -> None:

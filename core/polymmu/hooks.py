@@ -377,7 +377,7 @@ class ArchOps(Protocol):
     # ----------------------------------------------------------------- gather
     @gather
     def tlb_gather(self, tlb: mmu_gather) -> None:
-        """Called when a gather begins. The arch may set ``tlb.arch`` and ``tlb.fast_mode``.
+        """Called when a gather begins. The arch may set ``tlb.arch``, ``tlb.fast_mode`` and ``tlb.limit``.
 
         Wrong: fast mode with several CPUs frees pages that others still reach.
         """
@@ -614,16 +614,20 @@ class ArchOps(Protocol):
 
     # ------------------------------------------------------- lockless walkers
     @lockless_walker
-    def gup_fast_begin(self, cpu: Cpu) -> None:
-        """Called before a lockless walk of the current mm. Keep tables from being freed under it.
+    def gup_fast_begin(self, cpu: Cpu, mm: mm_struct) -> bool:
+        """Called before a lockless walk of ``mm``, which ``cpu`` runs. Keep tables from being freed under it.
 
+        False, and nothing done: this architecture (of that release) has no lockless walk.
         Wrong: the walk reads a reused table.
         """
         ...
 
     @lockless_walker
-    def gup_fast_end(self, cpu: Cpu) -> None:
-        """Called after a lockless walk. Undo ``gup_fast_begin``."""
+    def gup_fast_end(self, cpu: Cpu, mm: mm_struct) -> None:
+        """Called after a lockless walk. Undo ``gup_fast_begin``.
+
+        Wrong: the CPU never again answers an interrupt, and the next flush waits for it for ever.
+        """
         ...
 
 

@@ -7,20 +7,23 @@ choose the CPU a call runs on, and turn the core's answers into exceptions. Noth
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polymmu import registry
+from polymmu import registry, variants
 from polymmu.description import load as descriptions
+from polymmu.description.mistakes import unknown
 from polymmu.description.model import MachineDescription
+from polymmu.description.yaml_source import Mapping
 from polymmu.errors import SegmentationFault, UserMistake, syscall_error
 from polymmu.events import Events, Observer
-from polymmu.hardware.cpu import Cpu, Upcoming
+from polymmu.hardware.cpu import NOTHING_AHEAD, Cpu, Upcoming
 from polymmu.hardware.entry import EntryFormat
 from polymmu.hardware.ram import Frames, Ram
 from polymmu.hooks import ArchKernel
@@ -28,16 +31,21 @@ from polymmu.mm import exec as mm_exec
 from polymmu.mm import fault as mm_fault
 from polymmu.mm import fork as mm_fork
 from polymmu.mm import frames, pagecache, truncate
+from polymmu.mm import gup as mm_gup
 from polymmu.mm import mm as mm_life
 from polymmu.mm import mmap as mm_mmap
 from polymmu.mm import mprotect as mm_mprotect
 from polymmu.mm import mremap as mm_mremap
 from polymmu.mm import vma as vmas
+from polymmu.mm.frames import put_compound_page
 from polymmu.registry import Arch
 from polymmu.report import SCHEMA, Counters, Report
 from polymmu.sanitize.flushes import FlushAudit
+from polymmu.sanitize.sanitizer import Sanitizer
 from polymmu.sched.driver import Sched
-from polymmu.sched.timed import TimedSched
+from polymmu.sched.timed import Task, TimedSched
+from polymmu.sched.user import UserCode
+from polymmu.sched.waitqueue import WaitQueue
 from polymmu.structs import (
     VM_EXEC,
     VM_GROWSDOWN,
@@ -52,6 +60,7 @@ from polymmu.structs import (
 
 __all__ = ["CpuHandle", "Machine", "Mm", "boot_kernel"]
 
+DRIVERS = ("solo", "timed")
 RIGHTS = {"r": VM_READ, "w": VM_WRITE, "x": VM_EXEC}
 ACCESS_OF_RIGHT = {"r": "load", "w": "store", "x": "fetch"}
 
@@ -115,6 +124,7 @@ def boot_kernel(
         shape=shape,
         active_mm=[None] * len(cpus),
     )
+    kernel.variants = variants.chosen(kernel)
     mm_life.boot(kernel)
     kernel.events = Events(observers)
     return kernel
@@ -139,11 +149,77 @@ class Vectors:
         mm_fault.handle_mm_fault(kernel, mm, va, info, upcoming)
 
 
+class TimedVectors(Vectors):
+    """The same under the timed driver, where other CPUs and tasks go on while a fault is handled."""
+
+    def __init__(self, kernel: ArchKernel, programs: Sequence[UserCode]) -> None:
+        super().__init__(kernel)
+        self.programs = programs
+
+    def fault(self, cpu: Cpu, code: int, va: int, upcoming: Upcoming) -> None:
+        """Handle this one fault: what the program will touch next may be another one's to change by then."""
+        handle = super().fault
+        self.programs[cpu.index].trap(lambda: handle(cpu, code, va, _nothing_upcoming))
+
+
+def _nothing_upcoming(low: int, high: int, limit: int) -> NDArray[np.uint64]:
+    return NOTHING_AHEAD
+
+
+class Program:
+    """What a task of the machine runs: ``body``, in the address space ``mm`` (None: a kernel thread).
+
+    A task is a user of its mm, as each thread is in Linux: the last one to end takes the mm down.
+    """
+
+    def __init__(self, kernel: ArchKernel, cpu: Cpu, mm: mm_struct | None, body: Callable[[], None]) -> None:
+        self.kernel = kernel
+        self.cpu = cpu
+        self.mm: mm_struct | None = None
+        self.body = body
+        self._hold(mm)
+
+    def _hold(self, mm: mm_struct | None) -> None:
+        self.mm = mm
+        if mm is not None:
+            mm.mm_users += 1
+
+    def run(self) -> None:
+        """The whole life of the task."""
+        self.body()
+        self.use(None)
+
+    def enter(self) -> None:
+        """This task runs now on a CPU that another one had: switch the mm, or borrow the one that is there."""
+        if self.mm is not None:
+            mm_life.activate(self.kernel, self.cpu, self.mm)
+            return
+        borrowed = self.kernel.active_mm[self.cpu.index]
+        if borrowed is not None:
+            self.kernel.ops.enter_lazy_tlb(self.cpu, borrowed)
+
+    def use(self, mm: mm_struct | None) -> None:
+        """Run in ``mm`` from now on; None: in nobody's, as a kernel thread or after exit."""
+        old = self.mm
+        if mm is old:
+            return
+        self._hold(mm)
+        self.enter()
+        if old is not None:
+            mm_life.mmput(old)
+
+
 class Machine:
     """A machine built from a description. Deterministic: same calls, same bytes."""
 
     def __init__(
-        self, description: MachineDescription, arch: Arch, *, sets: Sequence[str] = (), driver: str = "solo"
+        self,
+        description: MachineDescription,
+        arch: Arch,
+        *,
+        sets: Sequence[str] = (),
+        driver: str = "solo",
+        sanitize: bool = False,
     ) -> None:
         self.description = description
         self.arch = arch
@@ -153,34 +229,68 @@ class Machine:
         self.flushes = FlushAudit(self.kernel)
         self.kernel.events = Events((self.counters, self.flushes))
         self.vectors = Vectors(self.kernel)
+        accesses: Sequence[Cpu | UserCode] = self.kernel.cpus
+        self._programs: dict[Task, Program] = {}
+        sched = self.kernel.sched
+        if isinstance(sched, TimedSched):
+            cycles_of = partial(hardware_cycles, description)
+            programs = [UserCode(cpu, sched, cycles_of) for cpu in self.kernel.cpus]
+            self.vectors = TimedVectors(self.kernel, programs)
+            accesses = programs
         for cpu in self.kernel.cpus:
             cpu.vectors = self.vectors
             cpu.watcher = self.flushes
-        self.cpus = tuple(CpuHandle(self, cpu) for cpu in self.kernel.cpus)
+        self.cpus = tuple(map(partial(CpuHandle, self), self.kernel.cpus, accesses))
         self._chosen: CpuHandle | None = None
+        self.sanitizer = Sanitizer(self.kernel) if sanitize else None
 
     @staticmethod
-    def describe(name_or_path: str | Path, *, sets: Sequence[str] = ()) -> tuple[MachineDescription, Arch]:
-        """The checked description of an installed machine or a YAML file, and its arch. Raises UserMistake."""
+    def describe(
+        name_or_path: str | Path, *, sets: Sequence[str] = (), over: Mapping | None = None
+    ) -> tuple[MachineDescription, Arch]:
+        """The checked description of an installed machine or a YAML file, and its arch. Raises UserMistake.
+
+        ``over`` is laid over the file, and ``sets`` over that.
+        """
 
         def section_class_of(arch: str) -> type:
             return registry.arch_named(arch).ops.config_class()
 
         description = descriptions.load_machine(
-            str(name_or_path), section_class_of=section_class_of, sets=sets
+            str(name_or_path), section_class_of=section_class_of, sets=sets, over=over
         )
         return description, registry.arch_named(description.arch)
 
     @classmethod
-    def from_file(cls, name_or_path: str | Path, *, sets: Sequence[str] = ()) -> Machine:
-        """The installed machine called so, or the one a YAML file describes. Raises UserMistake."""
-        description, arch = cls.describe(name_or_path, sets=sets)
-        return cls(description, arch, sets=sets)
+    def from_file(
+        cls,
+        name_or_path: str | Path,
+        *,
+        sets: Sequence[str] = (),
+        driver: str = "solo",
+        sanitize: bool = False,
+        over: Mapping | None = None,
+    ) -> Self:
+        """The installed machine called so, or the one a YAML file describes. Raises UserMistake.
+
+        ``driver``: ``solo`` (calls run one after another) or ``timed`` (tasks on CPUs that run at once).
+        ``sanitize``: with a referee that says which invariant of the mm core was broken, where and when.
+        ``over``: what a scenario lays over the machine.
+        """
+        if driver not in DRIVERS:
+            raise UserMistake(unknown("driver", driver, DRIVERS))
+        description, arch = cls.describe(name_or_path, sets=sets, over=over)
+        return cls(description, arch, sets=sets, driver=driver, sanitize=sanitize)
 
     @property
     def name(self) -> str:
         """The description's name."""
         return self.description.name
+
+    @property
+    def driver(self) -> str:
+        """Who says what runs when: ``solo`` or ``timed``."""
+        return self.kernel.sched.name
 
     @property
     def page_size(self) -> int:
@@ -223,10 +333,65 @@ class Machine:
         return FileHandle(self, pagecache.new_file(self.kernel, name, size, huge_size=huge))
 
     def running_cpu(self, mm: mm_struct | None) -> Cpu:
-        """The CPU that a call on ``mm`` runs on: the chosen one, else the last that loaded it, else 0."""
+        """The CPU that a call on ``mm`` runs on: a task's own; the chosen one, else the last that loaded it, else 0."""
+        if self.kernel.sched.runs_tasks:
+            return self.kernel.sched.cpu
         if self._chosen is not None:
             return self._chosen.cpu
         return self.kernel.cpus[mm.last_cpu if mm is not None else 0]
+
+    # --- tasks, under the timed driver
+    def _timed(self) -> TimedSched:
+        sched = self.kernel.sched
+        if not isinstance(sched, TimedSched):
+            raise UserMistake("tasks need the timed driver; build the machine with driver='timed'")
+        return sched
+
+    def spawn(self, name: str, cpu: int, mm: Mm | None, body: Callable[[], None]) -> None:
+        """A task that runs ``body`` on CPU ``cpu`` in ``mm``, of which it is a user until it ends.
+
+        ``mm`` None: a kernel thread, which borrows what it finds loaded. It starts with ``run_tasks``, or now if a task
+        calls this. Raises UserMistake.
+        """
+        sched = self._timed()
+        if not 0 <= cpu < len(self.cpus):
+            raise UserMistake(f"task {name}: no CPU {cpu}; this machine has 0 to {len(self.cpus) - 1}")
+        here = self.kernel.cpus[cpu]
+        program = Program(self.kernel, here, None if mm is None else mm.checked(), body)
+        self._programs[sched.spawn(name, cpu, program.run, program.enter)] = program
+
+    def run_tasks(self) -> None:
+        """Run every task to its end, all CPUs at once in virtual time.
+
+        Raises what a task raised (the others are then torn down where they are), or ``Deadlock``.
+        """
+        try:
+            self._timed().run()
+        finally:
+            self._programs.clear()
+
+    def task_uses(self, cpu: CpuHandle, mm: Mm) -> None:
+        """The task that calls this runs in ``mm`` from now on; ``cpu`` must be its own."""
+        sched = self._timed()
+        if sched.cpu is not cpu.cpu:
+            raise UserMistake(f"a task on CPU {sched.cpu.index} switches the mm of CPU {cpu.index}")
+        self._programs[sched.context].use(mm.checked())
+
+    def exit_mm(self) -> None:
+        """The task that calls this leaves its mm, as exit does; the last user takes it down."""
+        self._programs[self._timed().context].use(None)
+
+    def work(self, cycles: int) -> None:
+        """The task that calls this computes for ``cycles`` without memory."""
+        self._timed().user(lambda: cycles)
+
+    def sleep(self, cycles: int) -> None:
+        """The task that calls this sleeps for ``cycles``."""
+        self._timed().sleep(cycles)
+
+    def wait_queue(self, name: str) -> WaitQueue:
+        """Where tasks can wait for each other."""
+        return WaitQueue(self._timed(), name)
 
     def report(
         self, *, workload: str = "", workload_sha256: str = "", extra: dict[str, Any] | None = None
@@ -238,9 +403,10 @@ class Machine:
 class CpuHandle:
     """One CPU as a user holds it. As a context manager it makes mm calls run here."""
 
-    def __init__(self, machine: Machine, cpu: Cpu) -> None:
+    def __init__(self, machine: Machine, cpu: Cpu, accesses: Cpu | UserCode) -> None:
         self.machine = machine
         self.cpu = cpu
+        self._accesses = accesses
         self._outer: list[CpuHandle | None] = []
 
     @property
@@ -259,23 +425,26 @@ class CpuHandle:
         self.machine._chosen = self._outer.pop()
 
     def switch_mm(self, mm: Mm) -> None:
-        """Run ``mm`` here from now on."""
+        """Run ``mm`` here from now on. Called by a task: the task does."""
         kernel = self.machine.kernel
+        if kernel.sched.runs_tasks:
+            self.machine.task_uses(self, mm)
+            return
         kernel.sched.cpu = self.cpu
         mm_life.activate(kernel, self.cpu, mm.struct)
         mm.struct.last_cpu = self.cpu.index
 
     def load(self, va: int, size: int) -> bytes:
         """Read ``size`` bytes at virtual address ``va``. Raises SegmentationFault."""
-        return self.cpu.load(_address(va), size)
+        return self._accesses.load(_address(va), size)
 
     def store(self, va: int, data: bytes) -> None:
         """Write ``data`` at virtual address ``va``. Raises SegmentationFault."""
-        self.cpu.store(_address(va), data)
+        self._accesses.store(_address(va), data)
 
     def fetch(self, va: int, size: int) -> bytes:
         """Fetch ``size`` bytes of instructions at ``va``. Raises SegmentationFault."""
-        return self.cpu.fetch(_address(va), size)
+        return self._accesses.fetch(_address(va), size)
 
     def replay(
         self,
@@ -287,7 +456,7 @@ class CpuHandle:
     ) -> int:
         """Replay accesses [start, stop) of a trace's columns. Raises SegmentationFault with ``.index``."""
         try:
-            return self.cpu.replay(op, vaddr, size, start, stop)
+            return self._accesses.replay(op, vaddr, size, start, stop)
         except SegmentationFault as refusal:
             refusal.index = self.cpu.position
             raise
@@ -303,7 +472,7 @@ class CpuHandle:
     ) -> int:
         """Replay page runs [start, stop). Raises SegmentationFault with ``.index``."""
         try:
-            return self.cpu.replay_runs(vpn, data, write, count, start, stop)
+            return self._accesses.replay_runs(vpn, data, write, count, start, stop)
         except SegmentationFault as refusal:
             refusal.index = self.cpu.position
             raise
@@ -349,10 +518,15 @@ class Mm:
         self.struct = struct
         self.generation = struct.generation
 
-    def _enter(self) -> mm_struct:
-        """The mm_struct, with the kernel on the CPU this call runs on."""
+    def checked(self) -> mm_struct:
+        """The mm_struct. Raises UserMistake if it has exited."""
         if self.struct.generation != self.generation:
             raise UserMistake("this address space has exited; make a new one with machine.new_mm()")
+        return self.struct
+
+    def _enter(self) -> mm_struct:
+        """The mm_struct, with the kernel on the CPU this call runs on."""
+        self.checked()
         kernel = self.machine.kernel
         kernel.sched.cpu = self.machine.running_cpu(self.struct)
         return self.struct
@@ -433,6 +607,19 @@ class Mm:
             raise UserMistake(f"unknown advice '{advice}' (known: dontneed)")
         mm_mmap.do_madvise_dontneed(self._enter(), addr, length)
 
+    def gup_fast(self, addr: int, write: bool = False) -> int:
+        """The frame behind ``addr``, held until ``put``: found without locks where the architecture can.
+
+        ``write``: to be stored to. Raises SegmentationFault, SyscallError.
+        """
+        return mm_gup.get_user_pages_fast(self._enter(), _address(addr), write)
+
+    def put(self, pfn: int) -> None:
+        """Give back a frame that ``gup_fast`` gave; also after this address space has exited."""
+        kernel = self.machine.kernel
+        kernel.sched.cpu = self.machine.running_cpu(None)
+        put_compound_page(kernel, pfn)
+
     def fork(self) -> Mm:
         """A child that shares every page copy-on-write."""
         return Mm(self.machine, mm_fork.dup_mm(self._enter()))
@@ -474,11 +661,14 @@ def rights_of(prot: str) -> int:
 def assemble(machine: Machine, workload: str, workload_sha256: str, extra: dict[str, Any]) -> dict[str, Any]:
     """The JSON of ``polymmu run`` from a machine's counters."""
     kernel = machine.kernel
+    if machine.sanitizer is not None:
+        machine.sanitizer.finish()
     accesses = {"total": 0, "fetch": 0, "load": 0, "store": 0}
     tlbs: list[dict[str, Any]] = []
     events = kernel.cpus[0].translation.event_costs
     walk = dict.fromkeys(("count", "references", "cache_hits", "ad_updates", *events), 0)
-    cycles = sum(kernel.sched.clock)
+    # Not the clocks: under the timed driver they have user cycles and waiting in them.
+    cycles = sum(kernel.sched.spent_on.values())
     for cpu in kernel.cpus:
         counted = cpu.counters()
         for kind in ("fetch", "load", "store"):
@@ -489,8 +679,7 @@ def assemble(machine: Machine, workload: str, workload_sha256: str, extra: dict[
         ]
         for key in walk:
             walk[key] += counted["walk"][key]
-        cycles += hardware_cycles(machine.description, counted)
-        cycles += sum(counted["walk"][name] * cost for name, cost in events.items())
+        cycles += hardware_cycles(machine.description, cpu)
     accesses["total"] = accesses["fetch"] + accesses["load"] + accesses["store"]
     sections = machine.counters.sections()
     return {
@@ -507,8 +696,9 @@ def assemble(machine: Machine, workload: str, workload_sha256: str, extra: dict[
         "flushes": machine.flushes.section(),
         "latency": kernel.sched.latency(),
         "cycles": cycles,
+        **({"elapsed": max(kernel.sched.clock)} if kernel.sched.name != "solo" else {}),
         "kernel_cycles": dict(sorted(kernel.sched.spent_on.items())),
-        "violations": [],
+        "violations": machine.sanitizer.section() if machine.sanitizer is not None else [],
         **extra,
         "provenance": {
             "version": version(),
@@ -519,9 +709,9 @@ def assemble(machine: Machine, workload: str, workload_sha256: str, extra: dict[
     }
 
 
-def hardware_cycles(description: MachineDescription, counted: dict[str, Any]) -> int:
-    """Cycles one CPU spent on accesses and translation, from its counters and the machine file's costs."""
-    costs = description.costs
+def hardware_cycles(description: MachineDescription, cpu: Cpu) -> int:
+    """Cycles ``cpu`` spent on accesses and translation, from its counters and the machine file's costs."""
+    costs, counted = description.costs, cpu.counters()
     total = sum(counted["accesses"].values()) * costs.access
     for name, tlb in counted["tlb"].items():
         spec = description.tlbs[name]
@@ -530,6 +720,7 @@ def hardware_cycles(description: MachineDescription, counted: dict[str, Any]) ->
     total += walk["references"] * costs.walk_reference
     total += walk["cache_hits"] * costs.walk_cache_hit
     total += walk["ad_updates"] * costs.ad_update
+    total += sum(walk[name] * cost for name, cost in cpu.translation.event_costs.items())
     return int(total)
 
 

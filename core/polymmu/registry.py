@@ -274,6 +274,7 @@ PROMISES: dict[str, tuple[Callable[..., bool], str]] = {
     "set_access_flags": (_is_bool, "True or False is wanted"),
     "test_and_clear_young": (_is_int, "a count is wanted"),
     "page_test_and_clear_dirty": (_is_bool, "True or False is wanted"),
+    "gup_fast_begin": (_is_bool, "True or False is wanted"),
     "decode_fault": (_of(FaultInfo), "a FaultInfo is wanted"),
 }
 

@@ -176,6 +176,8 @@ def text_of(value: Mapping[str, Any]) -> str:
         f"store {accesses['store']:,}"
     )
     lines.append(f"cycles     {value['cycles']:>15,}   {_per(value['cycles'], accesses['total'])} per access")
+    if "elapsed" in value:
+        lines.append(f"elapsed    {value['elapsed']:>15,}   cycles until the last CPU was done")
     if value["tlb"]:
         lines += [
             "",
@@ -216,6 +218,8 @@ def text_of(value: Mapping[str, Any]) -> str:
         f"freed through it, {gather['batches']:,} batch pages"
     )
     lines.append(_flush_lines(value["flushes"]))
+    if "elapsed" in value:
+        lines += _latency_lines(value["shootdown"], value["latency"])
     calls = value.get("mm_calls")
     if calls:
         lines.append(
@@ -245,11 +249,35 @@ def text_of(value: Mapping[str, Any]) -> str:
         lines.append(
             f"refused    {len(refused):>15,}   recorded calls; the first: {refused[0]['call']}: {refused[0]['reason']}"
         )
+    if "scenario" in value:
+        told = value["scenario"]
+        lines.append(
+            f"steps      {told['steps']:>15,}   of the scenario; {told['refused_accesses']:,} accesses were refused, "
+            "as they may be"
+        )
+    lines += [f"violation  {each['invariant']}: {each['message']}" for each in value["violations"]]
     if "finding" in value:
         lines.append(f"finding    {value['finding']}")
     if value.get("partial"):
         lines.append("partial    interrupted: the figures cover what ran until then")
     return "\n".join(lines)
+
+
+def _latency_lines(shootdown: Mapping[str, int], latency: Mapping[str, Any]) -> list[str]:
+    """What matters where CPUs run at once: who interrupts whom, and who waits how long."""
+    told = "   ".join(f"{kind} {n:,}" for kind, n in shootdown.items())
+    lines = [f"shootdowns {sum(shootdown.values()):>15,}   {told}"]
+    lines += [
+        f"{'longest':<11}{hold:>15,}   cycles {name} was held; {latency['max_lock_wait'].get(name, 0):,} waited for it"
+        for name, hold in latency["max_lock_hold"].items()
+    ]
+    lines += [
+        f"{'longest':<11}{wait:>15,}   cycles somebody waited for {name}"
+        for name, wait in latency["max_lock_wait"].items()
+        if name not in latency["max_lock_hold"]
+    ]
+    lines.append(f"{'longest':<11}{latency['max_preempt_off']:>15,}   cycles with preemption off")
+    return lines
 
 
 def _per(part: int, whole: int) -> str:

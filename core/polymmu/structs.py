@@ -69,6 +69,8 @@ PG_CACHE = 1 << 6  # in a page cache; MAPPING and INDEX say where
 PG_RESERVED = 1 << 7  # never allocated or freed (zero page, frame 0)
 PG_GATHER = 1 << 8  # a gather's batch page
 PG_ACTIVE = 1 << 9
+PG_HEAD = 1 << 10  # first frame of a huge page; PRIVATE is log2 of how many it has
+PG_TAIL = 1 << 11  # another frame of it; INDEX is the first
 
 
 @attrs.frozen(kw_only=True)
@@ -201,10 +203,13 @@ class address_space:
 
     ``pages``: page index -> pfn, ordered. ``i_mmap``: vmas in the order they were linked (a forked child
     after its parent). Guard of both under several CPUs: ``i_mmap_lock`` for i_mmap, the page lock for pages.
+    ``i_mutex``: held by who changes the file's size. ``unmap_mutex``: one unmap_mapping_range at a time.
     """
 
     slot: int
-    i_mmap_lock: Mutex
+    i_mmap_lock: Mutex | Spinlock
+    i_mutex: Mutex
+    unmap_mutex: Mutex
     generation: int = 0
     host: File | None = None
     pages: SortedDict = attrs.field(factory=SortedDict)
@@ -342,8 +347,12 @@ class mmu_gather:
     queued: int = 0
     active: int = 0
     """Index in ``batches`` of the one that takes pages."""
+    limit: int = 0
+    """Pages an arch's own gather of old took before it flushed; 0: the generic number."""
     tables: list[tuple[int, int]] = attrs.field(factory=list)
     """(level, physical address) of unhooked tables that wait for the flush, and for RCU where needed."""
+    table_batch: int = -1
+    """Frame that holds this list where its tables wait for RCU; -1: none."""
     vma: vm_area_struct | None = None
     arch: Any = None
 

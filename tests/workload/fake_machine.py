@@ -215,6 +215,8 @@ class FakeCpu:
 class FakeMachine:
     """``task_size`` and ``page_size`` are what tests vary; 0x7ffffffff000 and 0xc0000000 are x86's."""
 
+    driver = "solo"
+
     def __init__(self, task_size: int = 0x7FFF_FFFF_F000, page_size: int = 4096) -> None:
         self.page_size = page_size
         self.huge_page_sizes: tuple[int, ...] = ()

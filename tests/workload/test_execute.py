@@ -144,7 +144,7 @@ def test_page_runs_larger_than_the_machines_pages_are_refused() -> None:
 
 def test_ctrl_c_leaves_a_partial_result(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = FakeMachine()
-    monkeypatch.setattr("polymmu.workload.execute.SLICE", 2)
+    monkeypatch.setattr("polymmu.workload.executor.SLICE", 2)
     done: list[int] = []
 
     def progress(at: int, total: int) -> None:

@@ -91,7 +91,7 @@ def test_parquet_holds_the_same_columns(tmp_path: Path) -> None:
     ("content", "told"),
     [
         (b"", "is empty"),
-        (b"scenario: 1\nname: x\n", "scenarios are not built yet"),
+        (b"scenario: 1\nname: x\n", "is a scenario, not a trace; polymmu run MACHINE FILE runs it"),
         (b"\x7fELF\x02\x01\x01" + bytes(64), "is no workload that can be read"),
         (b"just some prose\n", "is no workload that can be read"),
         (b"\x1f\x8b\x08\x00garbage", "the gzip data"),

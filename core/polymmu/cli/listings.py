@@ -1,4 +1,4 @@
-"""``polymmu arches`` and ``polymmu machines``: what is installed, and which distribution brought it."""
+"""``polymmu arches``, ``machines`` and ``scenarios``: what is installed, and which distribution brought it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 from polymmu.cli import common
 
-__all__ = ["add", "arches", "machines"]
+__all__ = ["add", "arches", "machines", "scenarios"]
 
 
 def add(commands: Any) -> None:
-    """Declare both commands."""
+    """Declare the commands."""
     for name, run, help_text in (
         ("arches", arches, "installed architectures"),
         ("machines", machines, "installed machines"),
+        ("scenarios", scenarios, "installed scenarios"),
     ):
         parser: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=__doc__)
         common.add_output(parser)
@@ -51,6 +52,18 @@ def machines(options: argparse.Namespace) -> int:
             "version": row.version,
         }
         for row in installed_machines()
+    ]
+    common.emit(options, rows, lambda: table(rows))
+    return 0
+
+
+def scenarios(options: argparse.Namespace) -> int:
+    """List scenarios."""
+    from polymmu.description.load_scenario import installed_scenarios
+
+    rows = [
+        {"name": row.name, "summary": row.summary, "distribution": row.distribution, "version": row.version}
+        for row in installed_scenarios()
     ]
     common.emit(options, rows, lambda: table(rows))
     return 0

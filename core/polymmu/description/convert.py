@@ -21,11 +21,12 @@ from polymmu.description.fields import Field, choices_of, fields_of, machine_fie
 from polymmu.description.mistakes import Problems, did_you_mean, shown, unknown
 from polymmu.description.model import PART_NAME, MachineDescription
 from polymmu.description.scalars import read_bool, read_int, read_text
+from polymmu.description.scenario import Scenario
 from polymmu.description.units import format_size, parse_size
 from polymmu.description.yaml_source import Node, Scalar
 from polymmu.errors import UserMistake
 
-__all__ = ["convert_machine"]
+__all__ = ["convert_machine", "convert_scenario"]
 
 
 class _Bad(enum.Enum):
@@ -71,6 +72,13 @@ def convert_machine(
         values["section"] = values.pop(name)
     made = converter.make(MachineDescription, values, node, "")
     return made if isinstance(made, MachineDescription) else None
+
+
+def convert_scenario(tree: yaml_source.Mapping, problems: Problems) -> Scenario | None:
+    """The scenario that ``tree`` describes, or None with ``problems`` saying why not."""
+    converter = _Converter(problems)
+    made = converter.make(Scenario, converter.fields(fields_of(Scenario), tree, ""), tree, "")
+    return made if isinstance(made, Scenario) else None
 
 
 def _is_arch(name: str, section_class_of: Callable[[str], type]) -> bool:
@@ -152,7 +160,8 @@ class _Converter:
         try:
             return cls(**values)
         except (ValueError, TypeError) as error:
-            self.problems.add(node.place, _join(path, str(error), ": "))
+            if node.items.keys() <= values.keys():  # or a misspelt key has been told, and may be why
+                self.problems.add(node.place, _join(path, str(error), ": "))
             return BAD
 
     def _part(self, node: Node, cls: type, metadata: Mapping[str, Any], path: str, hint: str = "") -> Any:
@@ -165,8 +174,9 @@ class _Converter:
             return self._wrong_kind(node, "a mapping by name", metadata, path)
         values: dict[str, Any] = {}
         for name, (place, below) in node.items.items():
-            if not re.fullmatch(PART_NAME, name):
-                self.problems.add(place, f"{path}: {shown(name)} is not a name (letters, digits, - and _)")
+            if not re.fullmatch(metadata.get("names", PART_NAME), name):
+                wanted = metadata.get("names_doc", "a name (letters, digits, - and _)")
+                self.problems.add(place, f"{path}: {shown(name)} is not {wanted}")
                 values[name] = BAD
             elif attrs.has(type_):
                 # A misspelt name in an overriding file makes a new, incomplete part: say what was meant.

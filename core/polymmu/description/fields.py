@@ -8,6 +8,7 @@ The types a field may have are few, so that a class says the same to Python, YAM
 from __future__ import annotations
 
 import functools
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -49,7 +50,7 @@ def fields_of(cls: type) -> dict[str, Field]:
     if not attrs.has(cls):
         raise UserMistake(f"{cls.__name__} describes a part of a machine file, so it must be an attrs class")
     try:
-        hints = typing.get_type_hints(cls)
+        hints = {name: _wanted(hint) for name, hint in typing.get_type_hints(cls).items()}
     except NameError as error:
         raise UserMistake(f"{cls.__name__}: a field's type cannot be worked out: {error}") from error
     for attribute in attrs.fields(cls):
@@ -62,6 +63,12 @@ def fields_of(cls: type) -> dict[str, Field]:
         for attribute in attrs.fields(cls)
         if attribute.init
     }
+
+
+def _wanted(hint: Any) -> Any:
+    """What a file may write for a field: ``X`` of ``X | None``, whose None is the field left out."""
+    options = [each for each in typing.get_args(hint) if each is not types.NoneType]
+    return options[0] if isinstance(hint, types.UnionType) and len(options) == 1 else hint
 
 
 def _is_readable(type_: Any) -> bool:

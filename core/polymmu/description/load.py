@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 
 from polymmu.description.convert import convert_machine
-from polymmu.description.installed import SUFFIX, MachineFile, machine_files
+from polymmu.description.installed import SUFFIX, InstalledFile, machine_files
 from polymmu.description.mistakes import Mistakes, Place, Problems, unknown
 from polymmu.description.model import MachineDescription
 from polymmu.description.overlay import apply_set, merge
@@ -25,8 +25,10 @@ __all__ = [
     "InstalledMachine",
     "Mistakes",
     "installed_machines",
+    "is_path",
     "load_machine",
     "load_machine_text",
+    "read_text",
     "sha256_of",
     "to_plain",
 ]
@@ -39,25 +41,39 @@ SectionClassOf = Callable[[str], type]
 
 
 def load_machine(
-    name_or_path: str, *, section_class_of: SectionClassOf, sets: Sequence[str] = ()
+    name_or_path: str,
+    *,
+    section_class_of: SectionClassOf,
+    sets: Sequence[str] = (),
+    over: Mapping | None = None,
 ) -> MachineDescription:
     """The machine of an installed name, or of a YAML file: a path has a ``/`` or ends with ``.yaml``.
 
     ``section_class_of(arch)`` gives the attrs class of an arch's own section and raises ``UserMistake`` for
-    an unknown arch; ``sets`` are overrides such as ``tlbs.L2.entries=1024``. Raises ``UserMistake``; where it
-    is about the contents it is ``Mistakes``, with all of them.
+    an unknown arch; ``over`` is laid over the file (a scenario's wishes), and over that ``sets``, overrides such as
+    ``tlbs.L2.entries=1024``. Raises ``UserMistake``; where it is about the contents it is ``Mistakes``, with all of
+    them.
     """
-    path = Path(name_or_path) if _is_path(name_or_path) else _Reader().find(name_or_path).path
-    text = _read_text(path, str(path))
-    return load_machine_text(text, filename=str(path), section_class_of=section_class_of, sets=sets)
+    path = Path(name_or_path) if is_path(name_or_path) else _Reader().find(name_or_path).path
+    text = read_text(path, str(path))
+    return load_machine_text(
+        text, filename=str(path), section_class_of=section_class_of, sets=sets, over=over
+    )
 
 
 def load_machine_text(
-    text: str, *, filename: str, section_class_of: SectionClassOf, sets: Sequence[str] = ()
+    text: str,
+    *,
+    filename: str,
+    section_class_of: SectionClassOf,
+    sets: Sequence[str] = (),
+    over: Mapping | None = None,
 ) -> MachineDescription:
     """As ``load_machine``, from text; ``filename`` is for messages and for finding what it extends."""
     reader = _Reader()
     tree = reader.extend(reader.parse(text, filename), filename, ((os.path.realpath(filename), filename),))
+    if over is not None:
+        tree = merge(tree, over, reader.problems)
     tree = apply_set(tree, sets, reader.problems)
     description = convert_machine(tree, section_class_of, reader.problems)
     reader.problems.finish()
@@ -89,11 +105,11 @@ def installed_machines() -> list[InstalledMachine]:
     ]
 
 
-def _summary_and_arch(file: MachineFile, files: dict[str, MachineFile]) -> tuple[str, str]:
+def _summary_and_arch(file: InstalledFile, files: dict[str, InstalledFile]) -> tuple[str, str]:
     reader = _Reader(installed=files)
     label = str(file.path)
     try:
-        tree = reader.parse(_read_text(file.path, label), label)
+        tree = reader.parse(read_text(file.path, label), label)
         tree = reader.extend(tree, label, ((os.path.realpath(label), label),))
     except UserMistake as error:
         return str(error).partition("\n")[0], ""
@@ -105,11 +121,12 @@ def _word(tree: Mapping, key: str) -> str:
     return node.text if isinstance(node, Scalar) else ""
 
 
-def _is_path(text: str) -> bool:
+def is_path(text: str) -> bool:
+    """Whether ``text`` is a file's path, not an installed name."""
     return "/" in text or os.sep in text or text.endswith((SUFFIX, ".yml"))
 
 
-def _read_text(path: Path, label: str) -> str:
+def read_text(path: Path, label: str) -> str:
     """A file's text. Raises ``UserMistake`` if it cannot be read, is too long, or is not UTF-8."""
     try:
         with path.open("rb") as file:
@@ -128,9 +145,9 @@ class _Reader:
     """
 
     problems: Problems = attrs.field(factory=Problems)
-    installed: dict[str, MachineFile] | None = None
+    installed: dict[str, InstalledFile] | None = None
 
-    def find(self, name: str) -> MachineFile:
+    def find(self, name: str) -> InstalledFile:
         """The installed machine ``name``. Raises ``UserMistake``."""
         if self.installed is None:
             self.installed = machine_files()
@@ -165,8 +182,8 @@ class _Reader:
             expected = f"expected a machine's name, or a file's path such as ./base{SUFFIX}"
             self.problems.fail(node.place, f"extends: {expected}")
         try:
-            path = Path(label).parent / node.text if _is_path(node.text) else self.find(node.text).path
-            text = _read_text(path, str(path))
+            path = Path(label).parent / node.text if is_path(node.text) else self.find(node.text).path
+            text = read_text(path, str(path))
         except UserMistake as error:
             self.problems.fail(node.place, f"extends: {error}")
         link = (os.path.realpath(path), str(path))

@@ -116,8 +116,29 @@ class Costs:
 
 @attrs.frozen(kw_only=True)
 class KernelChoice:
-    """Which mm algorithms run: one key per axis. Today's choices are the only ones built in."""
+    """Which mm algorithms run: one key per axis. Earlier generations come from plugins (``polymmu_history``)."""
 
+    gather: str = field(
+        default="linked",
+        metadata=doc(
+            "how pages are gathered for a flush: linked (Linux 3.0 on), or a plugin's: percpu, stack",
+            pattern=PART_NAME,
+            pattern_doc="a name (letters, digits, _ and -)",
+        ),
+    )
+    table_free: str = field(
+        default="auto",
+        metadata=doc(
+            "when an unhooked table is freed: right after the flush, after RCU's grace period, or as the arch says",
+            choices=("auto", "immediate", "rcu"),
+        ),
+    )
+    i_mmap_lock: str = field(
+        default="mutex",
+        metadata=doc(
+            "what guards a file's list of vmas: a mutex (3.0), or a spinlock", choices=("mutex", "spin")
+        ),
+    )
     gather_batch: int = field(
         default=10_000,
         metadata=doc("pages a gather may hold before it must flush (Linux 3.8: about 10,000)", minimum=8),

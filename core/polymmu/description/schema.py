@@ -14,13 +14,15 @@ import attrs
 
 from polymmu.description.fields import Field, choices_of, fields_of, machine_fields
 from polymmu.description.model import PART_NAME
+from polymmu.description.scenario import Scenario
 from polymmu.description.units import SIZE_PATTERN
 
-__all__ = ["machine_schema"]
+__all__ = ["machine_schema", "scenario_schema"]
 
 Schema = dict[str, Any]
 
 _NULL: Schema = {"type": "null"}
+_SET: Schema = {"minItems": 1, "uniqueItems": True}
 _EXTENDS: Schema = {
     "description": "an installed machine's name, or the path of a file, from this one's directory",
     "type": "string",
@@ -39,6 +41,19 @@ def machine_schema(section_classes: Mapping[str, type]) -> Schema:
         "then": {"$ref": "#/definitions/extending"},
         "else": {"$ref": "#/definitions/whole"},
         "definitions": {"whole": _whole(arches), "extending": _extending(arches)},
+    }
+
+
+def scenario_schema(section_classes: Mapping[str, type]) -> Schema:
+    """The schema of scenario files; ``machine`` and ``kernel`` are laid over the machine that runs one."""
+    arches = {name: section_classes[name] for name in sorted(section_classes)}
+    whole = _object(fields_of(Scenario), partial=False)
+    machine = _object(machine_fields(arches), partial=True)
+    whole["properties"] |= {"machine": machine, "kernel": machine["properties"]["kernel"]}
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "polymmu scenario file",
+        **whole,
     }
 
 
@@ -95,12 +110,12 @@ def _value(type_: Any, metadata: Mapping[str, Any], partial: bool) -> Schema:
         below = _value(typing.get_args(type_)[1], {}, partial)
         return {
             "type": "object",
-            "propertyNames": {"pattern": f"^{PART_NAME}$"},
+            "propertyNames": {"pattern": f"^{metadata.get('names', PART_NAME)}$"},
             "additionalProperties": {"anyOf": [below, _NULL]} if partial else below,
         }
     if origin is tuple:
         items = _value(typing.get_args(type_)[0], metadata, partial)
-        return {"type": "array", "items": items, "minItems": 1, "uniqueItems": True}
+        return {"type": "array", "items": items, **({} if metadata.get("repeats") else _SET)}
     if attrs.has(type_):
         return _object(fields_of(type_), partial)
     choices = choices_of(type_, metadata)

@@ -27,7 +27,7 @@ from polymmu.hardware.sweep_kernels import EVERYWHERE, sweep
 from polymmu.hardware.tlb import FIRST_SEEN_SLOTS, build, clear_front, grow, new_seen
 from polymmu.hardware.walk import Translation, Walk, needs, signed
 
-__all__ = ["Cpu", "InternalError", "Upcoming", "Vectors", "Watcher"]
+__all__ = ["NOTHING_AHEAD", "Cpu", "InternalError", "Upcoming", "Vectors", "Watcher"]
 
 Upcoming = Callable[[int, int, int], npt.NDArray[np.uint64]]
 Columns = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.uint8]]
@@ -94,6 +94,8 @@ class Cpu:
         self.translation = translation
         self.vectors: Vectors = _NoVectors()
         self.watcher: Watcher | None = None
+        self.to_user: Callable[[Cpu], None] | None = None
+        """Told before accesses of user code are made, and made again after a fault: a sanitizer's moment."""
         self.interrupts_enabled = True
         self.position = 0
         """Index in the batch of the access that faulted last."""
@@ -196,6 +198,8 @@ class Cpu:
             )
         self._last_fault = fault
         self.vectors.fault(self, code, va, self._upcoming)
+        if self.to_user is not None:
+            self.to_user(self)
 
     def _upcoming(self, low: int, high: int, limit: int) -> npt.NDArray[np.uint64]:
         """See ``Vectors.fault``. Where searches find nothing, ever fewer faults make one."""
@@ -236,12 +240,30 @@ class Cpu:
         ops = np.where(data[window] == 0, 0, np.where(writes[window] == 0, 1, 2)).astype(np.uint8)
         return ops, pages[window] << self.translation.page_shift, np.ones(stop - start, dtype=np.uint8)
 
+    def suspend(self) -> tuple[Any, ...]:
+        """What a program needs to go on after another one ran here while its fault was handled: for ``resume``."""
+        view = self._view
+        batch = self._batch, self._runs, self._addresses, self._stop
+        single = view[at.RESUME], int(self._one_op[0]), int(self._one_address[0])
+        return (*batch, self.position, self._last_fault, *single)
+
+    def resume(self, suspended: tuple[Any, ...], *, may_fault_again: bool) -> None:
+        """Undo ``suspend``. ``may_fault_again``: others ran meanwhile and may have undone what the handler did."""
+        self._batch, self._runs, self._addresses, self._stop = suspended[:4]
+        self.position, self._last_fault, self._view[at.RESUME] = suspended[4:7]
+        self._one_op[0], self._one_address[0] = suspended[7:]
+        self._view[at.PENDING_HEAD] = self._view[at.PENDING_TAIL] = 0
+        if may_fault_again:
+            self._last_fault = []
+
     # --- one access
     def _translate(self, access: Access, va: int, size: int) -> list[tuple[int, int]]:
         """Access every page of [va, va + size); the physical pieces as (address, bytes).
 
         One lookup per page, counted as one access.
         """
+        if self.to_user is not None:
+            self.to_user(self)
         view = self._view
         self._batch = self._runs = None
         pieces: list[tuple[int, int]] = []
@@ -351,6 +373,8 @@ class Cpu:
 
     def _enter(self, addresses: object, start: int, stop: int, length: int) -> None:
         """Begin a batch; keep the part of an access to resume at only where the batch is the same."""
+        if self.to_user is not None:
+            self.to_user(self)
         if not 0 <= start <= stop <= length:
             raise UserMistake(f"accesses [{start}, {stop}) are not inside the batch of {length}")
         if addresses is not self._addresses or start != self.position:
@@ -362,6 +386,11 @@ class Cpu:
         self._view[at.PENDING_HEAD] = self._view[at.PENDING_TAIL] = 0
 
     # --- what is cached
+    @property
+    def words(self) -> npt.NDArray[np.int64]:
+        """Everything the hardware knows, as ``hardware.state`` maps it: for those who only look."""
+        return self._words
+
     def invalidate(
         self,
         *,
@@ -403,12 +432,15 @@ class Cpu:
             watcher.after_invalidate(self, dropped)
         return dropped
 
-    def count_stale(self, asid: int | None, root: int, start: int, end: int) -> int:
+    def count_stale(
+        self, asid: int | None, root: int, start: int, end: int, walk_caches: bool = True
+    ) -> int:
         """How many cached entries for [start, end) say more than the tables do.
 
         Those count that ``asid`` could use (None: what is loaded, by each address's own ASID). A TLB
         entry is stale if its page is no longer mapped, elsewhere, or with fewer rights; an entry of a
-        paging-structure cache if its table is no longer the one linked, or grants more.
+        paging-structure cache (asked unless ``walk_caches`` is False) if its table is no longer the one
+        linked, or grants more.
         """
         low, last = self._range(start, end)
         if last < low:
@@ -416,7 +448,7 @@ class Cpu:
         self._view[at.WALK_ROOT] = root
         space = EVERYWHERE if asid is None else asid
         words, ram = self._words, self.ram.words
-        return int(sweep(words, ram, True, space, 0, 0, signed(low), signed(last), False))
+        return int(sweep(words, ram, True, space, 0, int(walk_caches), signed(low), signed(last), False))
 
     def _range(self, start: int | None, end: int | None) -> tuple[int, int]:
         """First and last address of a range."""

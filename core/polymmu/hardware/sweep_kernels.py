@@ -193,7 +193,7 @@ def sweep(
     Dropping: TLB entries unless ``with_global`` is negative; global ones only where it is 1; entries of
     paging-structure caches as ``which`` says; with ``first_level_only`` only those of first-level TLBs.
     Counting: what ``space`` (EVERYWHERE: what is loaded) could use, against the tables under
-    ``state[WALK_ROOT]``. Returns the number of entries.
+    ``state[WALK_ROOT]``; with ``which`` NONE_OF_THEM in TLBs alone. Returns the number of entries.
     """
     state = pointer_to(words)
     ram = pointer_to(memory)
@@ -210,6 +210,8 @@ def sweep(
         if first_level_only and not state[cache + D_WEIGHT]:
             continue
         if counts_stale:
+            if which == NONE_OF_THEM and cache >= end:
+                continue
             total += stale_entries(state, ram, cache, space, start, last)
         elif cache < end:
             if with_global >= 0:

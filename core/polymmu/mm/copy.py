@@ -35,7 +35,7 @@ def copy_page_range(dst: mm_struct, src: mm_struct, vma: vm_area_struct) -> None
     for into, ptep, addr, end in _tables_for(dst, src, 0, src.pgd, vma.vm_start, vma.vm_end):
         # Child's lock outside, parent's inside: nobody else knows the child's tables yet.
         pte_lock(dst, into)
-        pte_lock(src, ptep)
+        pte_lock(src, ptep, nested=True)
         _copy_ptes(dst, src, vma, into, ptep, addr, end)
         pte_unlock(src, ptep)
         pte_unlock(dst, into)

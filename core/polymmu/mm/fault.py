@@ -55,7 +55,7 @@ from polymmu.structs import (
     vm_area_struct,
 )
 
-__all__ = ["Upcoming", "handle_mm_fault", "map_anonymous", "populate"]
+__all__ = ["Upcoming", "handle_mm_fault", "map_anonymous", "populate", "serve_fault"]
 
 Upcoming = Callable[[int, int, int], NDArray[np.uint64]]
 """``upcoming(lo, hi, limit)``: page addresses in [lo, hi) that will be touched first, the same way, in this order."""
@@ -80,10 +80,7 @@ def handle_mm_fault(
     mm.mmap_lock.down_read()
     try:
         vma = vma_allowing(mm, addr, info)
-        if vma.huge_size:
-            kind, n = hugetlb_fault(vma, addr, access), 1
-        else:
-            kind, n = _handle_pte_fault(kernel, vma, addr & -mm.layout.page_size, access, addr)
+        kind, n = serve_fault(vma, addr, access)
         if upcoming is not None and kind == "anonymous":
             pages = upcoming(vma.vm_start, vma.vm_end, AHEAD)
             if len(pages):
@@ -96,6 +93,17 @@ def handle_mm_fault(
     if n > 1:
         kernel.sched.spend(kernel.description.costs.fault * (n - 1), "fault")
     kernel.events.fault(mm, addr, "minor" if kind == "anonymous" else kind, n)
+
+
+def serve_fault(vma: vm_area_struct, addr: int, access: str) -> tuple[str, int]:
+    """Bring the page at ``addr`` of ``vma``, which allows the access. (What kind of fault it was, 1).
+
+    The caller holds mmap_lock, and looks again afterwards: others may have undone it.
+    """
+    if vma.huge_size:
+        return hugetlb_fault(vma, addr, access), 1
+    mm = vma.vm_mm
+    return _handle_pte_fault(mm.kernel, vma, addr & -mm.layout.page_size, access, addr)
 
 
 # ------------------------------------------------------------------ one page

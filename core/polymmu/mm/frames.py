@@ -19,23 +19,46 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polymmu.hardware.ram import FLAGS, GENERATION, INDEX, MAPCOUNT, MAPPING, NONZERO, REFCOUNT, Frames
+from polymmu.hardware.ram import (
+    FLAGS,
+    GENERATION,
+    INDEX,
+    MAPCOUNT,
+    MAPPING,
+    NONZERO,
+    PRIVATE,
+    REFCOUNT,
+    Frames,
+)
 from polymmu.hardware.scans import lru_add_frames, put_frames, take_frames
-from polymmu.structs import PG_ANON, PG_GATHER, PG_LRU, PG_RESERVED, PG_TABLE, FreeFrames, Kernel
+from polymmu.structs import (
+    PG_ANON,
+    PG_GATHER,
+    PG_HEAD,
+    PG_LRU,
+    PG_RESERVED,
+    PG_TABLE,
+    PG_TAIL,
+    FreeFrames,
+    Kernel,
+)
 
 __all__ = [
     "alloc_page",
     "alloc_pages",
     "alloc_run",
     "boot_free_frames",
+    "compound_head",
     "copy_pages",
     "free_page",
     "free_pages",
     "free_run",
     "get_page",
+    "get_page_unless_zero",
     "lru_add_drain",
     "lru_cache_add",
     "lru_cache_add_run",
+    "put_compound_page",
     "put_page",
     "put_pages",
     "put_run",
@@ -45,6 +68,7 @@ Pfns = NDArray[np.int64]
 AnyKernel = Kernel[Any]
 
 FLAGS_FOR = {"anon": PG_ANON, "table": PG_TABLE | NONZERO, "gather": PG_GATHER | NONZERO}
+FLAGS_FOR["table_batch"] = FLAGS_FOR["gather"]
 """Page flags by what a frame is allocated for. Tables and batches are written behind the CPU's back."""
 
 FIRST_STACK = 256
@@ -74,7 +98,7 @@ def boot_free_frames(frames: Frames, cpus: int) -> FreeFrames:
 
 # ------------------------------------------------------------------ single frames and runs
 def alloc_page(kernel: AnyKernel, what: str, zero: bool = True) -> int:
-    """One frame with one reference, or -1. ``what`` it is for: anon, file, table, gather.
+    """One frame with one reference, or -1. ``what`` it is for: anon, file, table, gather, table_batch.
 
     It holds zeroes unless ``zero`` is False: then whatever its last owner left, where NONZERO says so.
     """
@@ -219,7 +243,10 @@ def _push_range(free: FreeFrames, cpu: int, first: int, n: int) -> None:
 
 # ------------------------------------------------------------------ blocks
 def alloc_pages(kernel: AnyKernel, order: int, what: str) -> int:
-    """The first of 2**order zeroed frames, together aligned to their size, each with one reference; or -1."""
+    """The first of 2**order zeroed frames, together aligned to their size, each with one reference; or -1.
+
+    Unless they are for a table they are one huge page: each frame says which is the first.
+    """
     free = kernel.free
     if free.fail_next is not None and free.fail_next(what):
         return -1
@@ -231,6 +258,11 @@ def alloc_pages(kernel: AnyKernel, order: int, what: str) -> int:
     words_of_frames(kernel)[filled_in(kernel, first, n)] = 0
     table[FLAGS, first : first + n] = FLAGS_FOR.get(what, 0)
     table[REFCOUNT, first : first + n] = 1
+    if what != "table":
+        table[FLAGS, first] |= PG_HEAD
+        table[PRIVATE, first] = order
+        table[FLAGS, first + 1 : first + n] |= PG_TAIL
+        table[INDEX, first + 1 : first + n] = first
     free.free -= n
     kernel.events.pages_allocated(n, what)
     return first
@@ -264,6 +296,7 @@ def free_pages(kernel: AnyKernel, pfn: int, order: int) -> None:
     table[FLAGS, block] &= NONZERO
     table[MAPPING, block] = 0
     table[INDEX, block] = 0
+    table[PRIVATE, pfn] = 0
     table[GENERATION, block] += 1
     kernel.free.by_order.setdefault(order, []).append(pfn)
     kernel.free.free += 1 << order
@@ -277,6 +310,32 @@ def put_pages(kernel: AnyKernel, pfn: int, order: int) -> None:
         refcount[pfn] -= 1
     else:
         free_pages(kernel, pfn, order)
+
+
+def compound_head(kernel: AnyKernel, pfn: int) -> int:
+    """The frame whose count holds ``pfn``: the first one of a huge page, else itself."""
+    frames = kernel.frames
+    return frames.index[pfn] if frames.flags[pfn] & PG_TAIL else pfn
+
+
+def get_page_unless_zero(kernel: AnyKernel, pfn: int) -> bool:
+    """One more holder, unless nobody holds the page: for who only guesses what ``pfn`` is by now."""
+    refcount = kernel.frames.refcount
+    head = compound_head(kernel, pfn)
+    if not refcount[head]:
+        return False
+    refcount[head] += 1
+    return True
+
+
+def put_compound_page(kernel: AnyKernel, pfn: int) -> None:
+    """``put_page`` for a frame of any page, small or huge."""
+    frames = kernel.frames
+    head = compound_head(kernel, pfn)
+    if frames.flags[head] & PG_HEAD:
+        put_pages(kernel, head, frames.private[head])
+    else:
+        put_page(kernel, head)
 
 
 def _take_block(kernel: AnyKernel, order: int) -> int:

@@ -5,10 +5,16 @@ reused while a stale translation still reaches it. Everything in this file serve
 
 Pages are queued in a bundle of eight inside the gather, then in batch pages that are allocated without waiting;
 when no more is to be had, or the total limit is reached, the caller must flush. In fast mode (one CPU, and
-nobody else can run) pages are freed at once and the flush comes later. Tables wait in a list of their own.
+nobody else can run) pages are freed at once and the flush comes later.
 
-First reading: ``tlb_gather_mmu``, ``tlb_flush_mmu``, ``tlb_finish_mmu``; ``next_batch`` only keeps the queue in
-chunks.
+How pages are gathered changed most over the years. ``LinkedGather`` is how it is since Linux 3.0; the machine file
+names another class, whose steps are methods, to be asked instead (``kernel.gather``, ``polymmu.variants``). The
+functions here are what the rest of the mm core calls.
+
+Tables wait in a list of their own (A4.4), and after the flush for lockless walkers too where a flush does not
+interrupt those: then the list lies in a page, and without one a table goes by itself after an interrupt to all.
+
+First reading: ``LinkedGather``, ``tlb_remove_table``; ``more_room`` only keeps the queue in chunks.
 """
 
 from __future__ import annotations
@@ -16,16 +22,24 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from polymmu.description.model import KernelChoice
+from polymmu.hardware.cpu import Cpu
 from polymmu.hooks import ArchKernel
 from polymmu.mm.frames import alloc_page, free_page, put_run
+from polymmu.mm.grab import mmdrop, mmgrab
 from polymmu.structs import GatherBatch, mm_struct, mmu_gather
 
 __all__ = [
+    "BUNDLE",
+    "LinkedGather",
     "batch_capacity",
+    "table_batch_capacity",
+    "tables_need_rcu",
     "tlb_adjust_range",
+    "tlb_cond_resched",
     "tlb_finish_mmu",
+    "tlb_flush_dirty",
     "tlb_flush_mmu",
-    "tlb_flush_mmu_free",
     "tlb_flush_mmu_tlbonly",
     "tlb_gather_mmu",
     "tlb_remove_page",
@@ -45,16 +59,122 @@ def batch_capacity(kernel: ArchKernel) -> int:
     return kernel.shape.layout.page_size // 8 - 2
 
 
-def tlb_gather_mmu(mm: mm_struct, fullmm: bool = False) -> mmu_gather:
-    """Begin to gather. ``fullmm``: the whole address space goes, and nobody will use it again.
+def table_batch_capacity(kernel: ArchKernel) -> int:
+    """Tables one batch page holds: its header, with what RCU needs, takes three words."""
+    return kernel.shape.layout.page_size // 8 - 3
 
-    Until ``tlb_finish_mmu`` the count ``mm.tlb_flush_pending`` says that cleared entries may still be cached.
-    """
-    kernel: ArchKernel = mm.kernel
-    tlb = mmu_gather(mm, fullmm, [GatherBatch(np.empty(BUNDLE, dtype=np.int64), -1)])
-    mm.tlb_flush_pending += 1  # before the first entry changes (A4.3)
-    kernel.ops.tlb_gather(tlb)
-    return tlb
+
+# ------------------------------------------------------------------ the generation
+class LinkedGather:
+    """The gather since Linux 3.0: on the caller's stack, preemptible, with linked batches of pages."""
+
+    def __init__(self, kernel: ArchKernel) -> None:
+        self.kernel = kernel
+
+    @staticmethod
+    def refuses(choice: KernelChoice) -> str:
+        """Why this gather makes no sense beside the other choices; empty where it does."""
+        return ""
+
+    def may_be_fast(self) -> bool:
+        """Whether pages may be freed before the flush. From 3.10 on there was no such mode."""
+        return self.kernel.description.kernel.fast_mode and len(self.kernel.cpus) == 1
+
+    def tlb_gather_mmu(self, mm: mm_struct, fullmm: bool) -> mmu_gather:
+        """A gather with the bundle only, of which others know by ``tlb_flush_pending``."""
+        mm.tlb_flush_pending += 1  # before the first entry changes (A4.3)
+        tlb = mmu_gather(mm, fullmm, [GatherBatch(np.empty(BUNDLE, dtype=np.int64), -1)])
+        tlb.fast_mode = self.may_be_fast()
+        self.kernel.ops.tlb_gather(tlb)
+        return tlb
+
+    def tlb_remove_pages(self, tlb: mmu_gather, pfns: NDArray[np.int64]) -> bool:
+        """See the function of this name."""
+        if tlb.fast_mode:
+            put_run(self.kernel, pfns)
+            return False
+        batch = tlb.batches[tlb.active]
+        batch.pfns[batch.nr : batch.nr + len(pfns)] = pfns
+        batch.nr += len(pfns)
+        tlb.queued += len(pfns)
+        return batch.nr == len(batch.pfns) and not self.more_room(tlb)
+
+    def more_room(self, tlb: mmu_gather) -> bool:
+        """Make room for more pages: a batch from before the last flush, or a new one, without waiting."""
+        kernel = self.kernel
+        if tlb.active + 1 < len(tlb.batches):
+            tlb.active += 1
+            return True
+        capacity = batch_capacity(kernel)
+        # The bundle does not count: 10,000 pages are nineteen batch pages of 510 (Linux: MAX_GATHER_BATCH_COUNT).
+        if len(tlb.batches) - 1 >= kernel.description.kernel.gather_batch // capacity:
+            return False
+        batch = new_batch(tlb, capacity)
+        if batch is None:
+            return False
+        tlb.batches.append(batch)
+        tlb.active += 1
+        return True
+
+    def tlb_flush_dirty(self, tlb: mmu_gather) -> bool:
+        """See the function of this name: flush while the table lock is still held (Linux 3.15)."""
+        tlb_flush_mmu_tlbonly(tlb)
+        return True
+
+    def tlb_cond_resched(self, tlb: mmu_gather) -> None:
+        """See the function of this name."""
+        self.kernel.sched.cond_resched()
+
+    def tlb_flush_mmu_free(self, tlb: mmu_gather) -> None:
+        """Free what the gather holds; its translations were flushed. Batch pages stay for the next round."""
+        tlb_table_flush(tlb)
+        if tlb.queued:
+            for batch in tlb.batches[: tlb.active + 1]:
+                if batch.nr:
+                    put_run(self.kernel, batch.pfns[: batch.nr])
+                    batch.nr = 0
+            tlb.queued = 0
+            tlb.active = 0
+
+    def tlb_finish_mmu(self, tlb: mmu_gather, start: int, end: int) -> None:
+        """See the function of this name."""
+        mm = tlb.mm
+        if mm.tlb_flush_pending > 1:
+            # Somebody else gathers in this mm: a pte we found empty may be one they cleared and have not flushed.
+            # Everything goes, walk caches too, so that no arch takes the full flush for the end of the mm (A4.7).
+            tlb.fullmm = tlb.need_flush = tlb.freed_tables = True
+            tlb.start = tlb.end = 0
+        self.end(tlb, start, end)
+        mm.tlb_flush_pending -= 1  # last: the count covers the flush (A4.2 step 9)
+
+    def end(self, tlb: mmu_gather, start: int, end: int) -> None:
+        """The last flush and free, then the batch pages go."""
+        tlb_flush_mmu(tlb)
+        self.kernel.ops.check_pgt_cache(tlb.mm)
+        for batch in tlb.batches:
+            if batch.frame >= 0:
+                free_page(self.kernel, batch.frame)
+        self.kernel.ops.tlb_finish(tlb, start, end)
+
+
+def new_batch(tlb: mmu_gather, capacity: int) -> GatherBatch | None:
+    """A batch in a page of its own, got without waiting, or None."""
+    kernel: ArchKernel = tlb.mm.kernel
+    frame = alloc_page(kernel, "gather", zero=False)
+    kernel.events.gather_batch(tlb.mm, frame >= 0)
+    return GatherBatch(np.empty(capacity, dtype=np.int64), frame) if frame >= 0 else None
+
+
+def strategy_of(mm: mm_struct) -> LinkedGather:
+    """The machine's way to gather."""
+    strategy: LinkedGather = mm.kernel.variants.gather
+    return strategy
+
+
+# ------------------------------------------------------------------ pages
+def tlb_gather_mmu(mm: mm_struct, fullmm: bool = False) -> mmu_gather:
+    """Begin to gather. ``fullmm``: the whole address space goes, and nobody will use it again."""
+    return strategy_of(mm).tlb_gather_mmu(mm, fullmm)
 
 
 def tlb_adjust_range(tlb: mmu_gather, start: int, end: int, level: int) -> None:
@@ -69,7 +189,6 @@ def tlb_adjust_range(tlb: mmu_gather, start: int, end: int, level: int) -> None:
     tlb.cleared_levels |= 1 << level
 
 
-# ------------------------------------------------------------------ pages
 def tlb_room(tlb: mmu_gather) -> int:
     """Pages that can be queued before the next batch is needed; at least one. Without limit in fast mode."""
     if tlb.fast_mode:
@@ -83,15 +202,7 @@ def tlb_remove_pages(tlb: mmu_gather, pfns: NDArray[np.int64]) -> bool:
 
     All are taken. True: no slot is left, and the caller must ``tlb_flush_mmu`` before it clears more entries.
     """
-    kernel: ArchKernel = tlb.mm.kernel
-    if tlb.fast_mode:
-        put_run(kernel, pfns)
-        return False
-    batch = tlb.batches[tlb.active]
-    batch.pfns[batch.nr : batch.nr + len(pfns)] = pfns
-    batch.nr += len(pfns)
-    tlb.queued += len(pfns)
-    return batch.nr == len(batch.pfns) and not _next_batch(tlb)
+    return strategy_of(tlb.mm).tlb_remove_pages(tlb, pfns)
 
 
 def tlb_remove_page(tlb: mmu_gather, pfn: int) -> None:
@@ -100,37 +211,83 @@ def tlb_remove_page(tlb: mmu_gather, pfn: int) -> None:
         tlb_flush_mmu(tlb)
 
 
-def _next_batch(tlb: mmu_gather) -> bool:
-    """Make room for more pages: a batch from before the last flush, or a new one, without waiting."""
-    kernel: ArchKernel = tlb.mm.kernel
-    if tlb.active + 1 < len(tlb.batches):
-        tlb.active += 1
-        return True
-    capacity = batch_capacity(kernel)
-    # The bundle does not count: 10,000 pages are nineteen batch pages of 510 (Linux: MAX_GATHER_BATCH_COUNT).
-    if len(tlb.batches) - 1 >= kernel.description.kernel.gather_batch // capacity:
-        return False
-    frame = alloc_page(kernel, "gather", zero=False)
-    kernel.events.gather_batch(tlb.mm, frame >= 0)
-    if frame < 0:
-        return False
-    tlb.batches.append(GatherBatch(np.empty(capacity, dtype=np.int64), frame))
-    tlb.active += 1
-    return True
+def tlb_flush_dirty(tlb: mmu_gather) -> bool:
+    """Dirty file pages were cleared, and the table lock is still held: flush, if this gather does. True: it did,
+    and the caller goes on with ``tlb_flush_mmu`` when it has dropped the lock."""
+    return strategy_of(tlb.mm).tlb_flush_dirty(tlb)
+
+
+def tlb_cond_resched(tlb: mmu_gather) -> None:
+    """Give way between two tables if somebody asked. The caller holds no spinlock."""
+    strategy_of(tlb.mm).tlb_cond_resched(tlb)
 
 
 # ------------------------------------------------------------------ tables
+def tables_need_rcu(mm: mm_struct) -> bool:
+    """Whether tables of ``mm`` wait for lockless walkers after the flush."""
+    kernel: ArchKernel = mm.kernel
+    choice = kernel.description.kernel.table_free
+    return kernel.ops.tables_need_rcu(mm) if choice == "auto" else choice == "rcu"
+
+
 def tlb_remove_table(tlb: mmu_gather, level: int, table: int) -> None:
-    """Queue an unhooked table of ``level`` until no TLB and no walk cache can reach it. May flush.
+    """Queue an unhooked table of ``level`` until no TLB and no walker can reach it. May flush.
 
     The range it covered was recorded when it was unhooked (``tlb_adjust_range`` at its parent's level).
     """
-    kernel: ArchKernel = tlb.mm.kernel
+    mm = tlb.mm
+    kernel: ArchKernel = mm.kernel
     tlb.need_flush = True
     tlb.freed_tables = True
+    if not tlb.tables and tables_need_rcu(mm):
+        tlb.table_batch = alloc_page(kernel, "table_batch", zero=False)
+        if tlb.table_batch < 0:
+            _remove_table_one(tlb, level, table)
+            return
     tlb.tables.append((level, table))
-    if len(tlb.tables) >= batch_capacity(kernel):
+    if len(tlb.tables) >= table_batch_capacity(kernel):
         tlb_flush_mmu(tlb)
+
+
+def _remove_table_one(tlb: mmu_gather, level: int, table: int) -> None:
+    """No page to queue a table in: once every CPU took an interrupt, none of them is in a walk that had them off.
+
+    That is no grace period: a reader with interrupts on is not waited for.
+    """
+    mm = tlb.mm
+    kernel: ArchKernel = mm.kernel
+    tlb_flush_mmu_tlbonly(tlb)  # walk caches first (2020)
+    kernel.sched.ipi((1 << len(kernel.cpus)) - 1, _acknowledge, kernel.description.costs.ipi)
+    kernel.ops.table_free(mm, level, table)
+
+
+def _acknowledge(cpu: Cpu) -> None:
+    """What an interrupt does that is sent only to be answered."""
+
+
+def tlb_table_flush(tlb: mmu_gather) -> None:
+    """Free the queued tables, whose translations were flushed, or hand them to RCU."""
+    mm = tlb.mm
+    kernel: ArchKernel = mm.kernel
+    tables, batch = tlb.tables, tlb.table_batch
+    if not tables:
+        return
+    tlb.tables, tlb.table_batch = [], -1
+
+    def free_tables() -> None:
+        for level, table in tables:
+            kernel.ops.table_free(mm, level, table)
+
+    def free_batch() -> None:
+        free_tables()
+        free_page(kernel, batch)
+        mmdrop(mm)
+
+    if batch < 0:
+        free_tables()
+    else:
+        mmgrab(mm)  # an arch may keep an account of its tables in the mm
+        kernel.sched.call_rcu(free_batch)
 
 
 # ------------------------------------------------------------------ flush, free, finish
@@ -147,49 +304,12 @@ def tlb_flush_mmu_tlbonly(tlb: mmu_gather) -> None:
     tlb.start = tlb.end = 0
 
 
-def tlb_flush_mmu_free(tlb: mmu_gather) -> None:
-    """Free what the gather holds; its translations were flushed. Batch pages stay for the next round."""
-    mm = tlb.mm
-    kernel: ArchKernel = mm.kernel
-    if tlb.tables:
-        tables = tlb.tables
-        tlb.tables = []
-
-        def free_tables() -> None:
-            for level, table in tables:
-                kernel.ops.table_free(mm, level, table)
-
-        if kernel.ops.tables_need_rcu(mm):
-            kernel.sched.call_rcu(free_tables)
-        else:
-            free_tables()
-    if tlb.queued:
-        for batch in tlb.batches[: tlb.active + 1]:
-            if batch.nr:
-                put_run(kernel, batch.pfns[: batch.nr])
-                batch.nr = 0
-        tlb.queued = 0
-        tlb.active = 0
-
-
 def tlb_flush_mmu(tlb: mmu_gather) -> None:
     """Flush, then free: afterwards the gather is empty. The caller holds no spinlock."""
     tlb_flush_mmu_tlbonly(tlb)
-    tlb_flush_mmu_free(tlb)
+    strategy_of(tlb.mm).tlb_flush_mmu_free(tlb)
 
 
 def tlb_finish_mmu(tlb: mmu_gather, start: int, end: int) -> None:
     """End a gather that worked in [start, end): last flush and free, then its batch pages go."""
-    mm = tlb.mm
-    kernel: ArchKernel = mm.kernel
-    if mm.tlb_flush_pending > 1:
-        # Somebody else gathers in this mm: a pte we found empty may be one they cleared and have not flushed.
-        # Everything goes, walk caches too, so that no arch takes the full flush for the end of the mm (A4.7).
-        tlb.fullmm = tlb.need_flush = tlb.freed_tables = True
-        tlb.start = tlb.end = 0
-    tlb_flush_mmu(tlb)
-    kernel.ops.check_pgt_cache(mm)
-    for batch in tlb.batches[1:]:
-        free_page(kernel, batch.frame)
-    kernel.ops.tlb_finish(tlb, start, end)
-    mm.tlb_flush_pending -= 1  # last: the count covers the flush (A4.2 step 9)
+    strategy_of(tlb.mm).tlb_finish_mmu(tlb, start, end)

@@ -14,6 +14,7 @@ from polymmu.hardware.cpu import Cpu
 from polymmu.hooks import ArchKernel
 from polymmu.mm.frames import lru_add_drain
 from polymmu.mm.gather import tlb_finish_mmu, tlb_gather_mmu
+from polymmu.mm.grab import mmdrop, mmgrab
 from polymmu.mm.pagecache import put_file
 from polymmu.mm.pgtables import free_pgtables
 from polymmu.mm.vma import remove_vma, vmas_of
@@ -22,18 +23,27 @@ from polymmu.sched.locks import Mutex, RwSem, Spinlock
 from polymmu.slab import Slab
 from polymmu.structs import address_space, anon_vma, mm_struct, vm_area_struct
 
-__all__ = ["activate", "boot", "exit_mmap", "mm_alloc", "mmdrop", "mmput"]
+__all__ = ["activate", "boot", "exit_mmap", "mm_alloc", "mmput"]
 
 
 def boot(kernel: ArchKernel) -> None:
     """Make the kernel's slabs and its own address space, which CPUs load when they run no program."""
     sched = kernel.sched
+    i_mmap_lock = Spinlock if kernel.description.kernel.i_mmap_lock == "spin" else Mutex
     kernel.mms = Slab(
         "mm_struct",
         lambda slot: mm_struct(slot, kernel, RwSem(sched, "mmap_lock"), Spinlock(sched, "page_table_lock")),
     )
     kernel.vmas = Slab("vm_area_struct", lambda slot: vm_area_struct(slot=slot))
-    kernel.mappings = Slab("address_space", lambda slot: address_space(slot, Mutex(sched, "i_mmap_lock")))
+    kernel.mappings = Slab(
+        "address_space",
+        lambda slot: address_space(
+            slot,
+            i_mmap_lock(sched, "i_mmap_lock"),
+            Mutex(sched, "i_mutex"),
+            Mutex(sched, "unmap_mutex"),
+        ),
+    )
     kernel.anon_vmas = Slab("anon_vma", anon_vma)
     kernel.init_mm = mm_alloc(kernel)
 
@@ -97,7 +107,7 @@ def _switch(kernel: ArchKernel, cpu: Cpu, prev: mm_struct | None, mm: mm_struct)
     kernel.sched.preempt_disable()
     kernel.ops.switch_mm(cpu, prev, mm)
     kernel.active_mm[cpu.index] = mm
-    mm.mm_count += 1
+    mmgrab(mm)
     kernel.sched.preempt_enable()
     if prev is not None:
         mmdrop(prev)
@@ -123,20 +133,6 @@ def mmput(mm: mm_struct) -> None:
         _switch(kernel, cpu, mm, kernel.init_mm)
     mmdrop(mm)
     kernel.events.mm_call_end(mm, "exit")
-
-
-def mmdrop(mm: mm_struct) -> None:
-    """One holder of the struct less; the last one frees it with its root table."""
-    mm.mm_count -= 1
-    if mm.mm_count:
-        return
-    kernel: ArchKernel = mm.kernel
-    kernel.ops.destroy_context(mm)
-    kernel.events.table_freed(mm, 0, mm.pgd, mm.layout.table_bytes_of(0))
-    kernel.ops.pgd_free(mm, mm.pgd)
-    if any(mm.nr_tables):
-        raise AssertionError(f"mm {mm.serial} is freed with page tables left: {mm.nr_tables}, root first")
-    kernel.mms.free(mm)
 
 
 def exit_mmap(mm: mm_struct) -> None:

@@ -144,6 +144,7 @@ def remove_from_page_cache(kernel: AnyKernel, mapping: address_space, index: int
     """Take one page out and drop the cache's reference. No pte may map it any more (INV-TRUNC)."""
     pfn: int = mapping.pages[index]
     frames = kernel.frames
+    kernel.events.page_uncached(mapping, index, pfn)
     if frames.mapcount[pfn]:
         raise AssertionError(
             f"page {index} of {mapping.slot} is dropped while {frames.mapcount[pfn]} ptes map it"

@@ -128,12 +128,13 @@ def format_of(mm: mm_struct, level: int) -> Any:
 
 
 # ------------------------------------------------------------------ the lock of the ptes
-def pte_lock(mm: mm_struct, ptep: int) -> Spinlock:
-    """Map the pte table that holds physical address ``ptep`` and lock its entries; the lock."""
+def pte_lock(mm: mm_struct, ptep: int, nested: bool = False) -> Spinlock:
+    """Map the pte table that holds physical address ``ptep`` and lock its entries; the lock. ``nested``: the
+    caller holds another such lock already."""
     kernel: ArchKernel = mm.kernel
     kernel.ops.pte_map(mm, table_at(mm, ptep))
     lock = mm.page_table_lock
-    lock.lock()
+    lock.lock(nested)
     return lock
 
 

@@ -39,11 +39,19 @@ def do_truncate(kernel: ArchKernel, file: File, size: int) -> None:
             errno.EINVAL, f"size {size:#x} is no multiple of the file's huge pages of {file.huge_size:#x}"
         )
     mapping = file.mapping
+    mapping.i_mutex.lock()
+    if size >= file.size:
+        file.size = size
+    else:
+        _shrink(kernel, file, size)
+    mapping.i_mutex.unlock()
+
+
+def _shrink(kernel: ArchKernel, file: File, size: int) -> None:
+    mapping = file.mapping
     page_size = kernel.shape.layout.page_size
-    shrinks = size < file.size
+    kernel.events.truncation_begin(mapping)
     file.size = size
-    if not shrinks:
-        return
     if file.read_page is not None:
         file.read_page = _cut(file.read_page, size, page_size)
     first = -(-size // page_size)
@@ -54,6 +62,7 @@ def do_truncate(kernel: ArchKernel, file: File, size: int) -> None:
     partial: int | None = mapping.pages.get(size // page_size) if tail else None
     if partial is not None:
         kernel.ram.write(partial * page_size + tail, bytes(page_size - tail))
+    kernel.events.truncation_end(mapping)
 
 
 def _cut(read_page: Callable[[int], bytes], size: int, page_size: int) -> Callable[[int], bytes]:
@@ -76,6 +85,9 @@ def unmap_mapping_range(
     last = -(-(start + length) // page_size) - 1 if length else (1 << 64) - 1
     lock = mapping.i_mmap_lock
     details = ZapDetails(check_mapping=None if even_cows else mapping, i_mmap_lock=lock)
+    # Two calls at once would overwrite each other's restart points, and might never end (Linux 2.6.38, A1.10).
+    mapping.unmap_mutex.lock()
+    kernel.events.truncation_begin(mapping)
     lock.lock()
     count = _next_count(mapping, page_size)
     # Terminates: each round completes a vma, which later rounds skip, or moves the restart address inside one.
@@ -86,6 +98,8 @@ def unmap_mapping_range(
     ):
         pass
     lock.unlock()
+    kernel.events.truncation_end(mapping)
+    mapping.unmap_mutex.unlock()
 
 
 def _next_count(mapping: address_space, page_size: int) -> int:

@@ -24,7 +24,9 @@ from polymmu.hooks import ArchKernel
 from polymmu.mm.frames import lru_add_drain
 from polymmu.mm.gather import (
     tlb_adjust_range,
+    tlb_cond_resched,
     tlb_finish_mmu,
+    tlb_flush_dirty,
     tlb_flush_mmu,
     tlb_flush_mmu_tlbonly,
     tlb_gather_mmu,
@@ -33,7 +35,7 @@ from polymmu.mm.gather import (
 )
 from polymmu.mm.hugetlb import unmap_hugepage_range
 from polymmu.mm.tables import pte_lock, pte_unlock, read_ptes, table_runs
-from polymmu.sched.locks import Mutex
+from polymmu.sched.locks import Mutex, Spinlock
 from polymmu.structs import (
     PG_DIRTY,
     VM_PFNMAP,
@@ -56,7 +58,7 @@ class ZapDetails:
     """
 
     check_mapping: address_space | None = None
-    i_mmap_lock: Mutex | None = None
+    i_mmap_lock: Mutex | Spinlock | None = None
 
 
 def zap_page_range(vma: vm_area_struct, start: int, length: int, details: ZapDetails | None = None) -> int:
@@ -105,7 +107,7 @@ def _unmap_vma(tlb: mmu_gather, vma: vm_area_struct, start: int, end: int, detai
     for ptep, addr, stop in table_runs(mm, start, end):
         _zap_ptes(tlb, vma, ptep, addr, stop, details)
         if lock is None:
-            sched.cond_resched()
+            tlb_cond_resched(tlb)
         elif sched.need_resched() or sched.need_lockbreak(lock):
             reached = stop
             break
@@ -129,7 +131,7 @@ def _zap_ptes(
     block = kernel.description.kernel.zap_block
     n = (end - addr) >> shift
     kernel.events.entries_visited(mm, "zap", n)
-    sched.spend(kernel.description.costs.entry_update * n, "zap")
+    cost = kernel.description.costs.entry_update
     # Invariant: every entry before ``done`` that was to go is cleared, accounted and in the gather.
     done = 0
     while done < n:
@@ -144,16 +146,16 @@ def _zap_ptes(
                 full, dirtied = _zap_run(tlb, vma, ptep + at * width, addr + (at << shift), last - first)
                 dirty |= dirtied
             done += last
+            sched.spend(cost * last, "zap")
             if sched.need_resched() or sched.need_lockbreak(lock):
                 break
         ops.leave_lazy_mmu(mm)
-        if dirty:
-            tlb_flush_mmu_tlbonly(tlb)
+        flushed = dirty and tlb_flush_dirty(tlb)
         pte_unlock(mm, ptep)
-        if full or dirty:
+        if full or flushed:
             tlb_flush_mmu(tlb)
-        if done < n:
-            sched.cond_resched()
+        if done < n and not (details is not None and details.i_mmap_lock and details.i_mmap_lock.spins):
+            tlb_cond_resched(tlb)
 
 
 def _next_run(kernel: ArchKernel, values: EntryRun, room: int, details: ZapDetails | None) -> tuple[int, int]:

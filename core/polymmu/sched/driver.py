@@ -22,6 +22,8 @@ class Sched:
     """The solo driver, and the interface every driver has."""
 
     name = "solo"
+    runs_tasks = False
+    """Whether the caller is a task that shares the machine with others."""
 
     def __init__(self, cpus: Sequence[Cpu]) -> None:
         self.cpus = tuple(cpus)
@@ -50,6 +52,8 @@ class Sched:
     def might_sleep(self, why: str) -> None:
         """Called where the code may block: an error below a spinlock or with preemption or interrupts off."""
         if self.preempt_count:
+            if self.lockdep is not None:
+                self.lockdep.sleeping(why, "in atomic context")
             raise AssertionError(f"sleeping in atomic context: {why}")
 
     def cond_resched(self) -> None:
@@ -99,6 +103,10 @@ class Sched:
         if others:
             self.spend(cost * len(others), "ipi")
         return len(others)
+
+    def cross_call(self, mask: int, function: Callable[[Cpu], None], cost: int) -> int:
+        """As ``ipi``, by an interrupt that no CPU holds back: it is taken also where interrupts are off."""
+        return Sched.ipi(self, mask, function, cost)
 
     def call_rcu(self, function: Callable[[], None]) -> None:
         """Run ``function`` after every reader that exists now has left: at once, as there are none."""

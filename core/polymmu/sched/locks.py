@@ -71,6 +71,8 @@ class Spinlock(Lock):
         """Give it back, to the first who waits."""
         sched = self._sched
         if not self.held or self.owner is not sched.context:
+            if sched.lockdep is not None:
+                sched.lockdep.released(self)
             raise AssertionError(f"{self.name}: released but not held")
         sched.point("unlock", self)
         cycles = sched.clock[sched.cpu.index] - self.since
@@ -124,6 +126,8 @@ class Mutex(Lock):
         """Give it back, to the first who waits."""
         sched = self._sched
         if not self.held or self.owner is not sched.context:
+            if sched.lockdep is not None:
+                sched.lockdep.released(self)
             raise AssertionError(f"{self.name}: released but not held")
         sched.point("unlock", self)
         if sched.lockdep is not None:
@@ -171,6 +175,8 @@ class RwSem(Lock):
         """Give a read hold back."""
         sched = self._sched
         if not self.readers:
+            if sched.lockdep is not None:
+                sched.lockdep.released(self)
             raise AssertionError(f"{self.name}: read-released but not held")
         sched.point("unlock", self)
         if sched.lockdep is not None:
@@ -197,6 +203,8 @@ class RwSem(Lock):
         """Give the write hold back."""
         sched = self._sched
         if not self.held or self.owner is not sched.context:
+            if sched.lockdep is not None:
+                sched.lockdep.released(self)
             raise AssertionError(f"{self.name}: write-released but not held")
         sched.point("unlock", self)
         if sched.lockdep is not None:

@@ -1,21 +1,23 @@
 """The timed driver: tasks on CPUs that run at once, as a discrete-event simulation over the CPUs' clocks.
 
-Each CPU has a clock in cycles. The hub always lets the CPU with the earliest clock go on, until its clock passes that of
-the next one; so everything that happens, happens in the order of virtual time, and two runs are alike to the byte.
+Each CPU has a clock in cycles. The hub always lets the CPU with the earliest clock go on, until its clock passes that
+of the next one; so everything that happens, happens in the order of virtual time, and two runs are alike to the byte.
 A task is a greenlet: it runs plain blocking code, and may lose the processor wherever that code says so
 (``point``, a lock that is held, ``cond_resched``).
 
 An interrupt runs on top of whatever its CPU does, as a call from the next point where interrupts are on; a CPU that
-spins or idles takes it at once. Waiting has three forms: spinning keeps the CPU, sleeping gives it to the next task, and a
-CPU without a task idles.
+spins or idles takes it at once. Waiting has three forms: spinning keeps the CPU, sleeping gives it to the next task,
+and a CPU without a task idles.
 
-``seed`` breaks ties between equal clocks and staggers the tasks' start, so that other seeds show other orders.
+``seed`` breaks ties between equal clocks, and other seeds than 0 stagger the tasks' start: they show other orders.
 
 First reading: ``TimedSched._hub``, ``point``, ``wait``; then ``ipi`` and ``call_rcu``.
 """
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import random
 import traceback
 from collections import deque
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Deadlock", "Task", "TimedSched"]
 
+STAGGER = 2_000
+"""Cycles within which tasks start, for seeds other than 0: about a page fault."""
 TIMESLICE = 1_000_000
 """Cycles a task runs before it is asked to give way to another that is ready on its CPU."""
 NEVER = 1 << 62
@@ -44,7 +48,7 @@ class Deadlock(AssertionError):
 
 @attrs.define(eq=False)
 class Task:
-    """A thread of work. ``body`` runs once; ``switched_to`` is called on its CPU each time another task ran there before."""
+    """A thread of work. ``body`` runs once; ``switched_to`` is called on its CPU each time it begins or goes on."""
 
     name: str
     cpu: int
@@ -100,6 +104,7 @@ class TimedSched(Sched):
     def __init__(self, cpus: Sequence[Cpu], seed: int = 0) -> None:
         super().__init__(cpus)
         self._random = random.Random(seed)
+        self._stagger = STAGGER if seed else 1
         self._slots = [
             Slot(cpu.index, self._random.random(), Task(f"idle/{cpu.index}", cpu.index, lambda: None))
             for cpu in cpus
@@ -113,8 +118,14 @@ class TimedSched(Sched):
         self._tasks: list[Task] = []
         self._graces: list[Grace] = []
         self.timeslice = TIMESLICE
+        self.switches = 0
+        """How often the simulation went from one context to another."""
         self.context_switch = 0
         """Cycles of choosing and entering another task."""
+
+    @property
+    def runs_tasks(self) -> bool:  # type: ignore[override]  # solo's never changes
+        return self._hub_glet is not None
 
     # ------------------------------------------------------------------ tasks
     def spawn(
@@ -124,9 +135,14 @@ class TimedSched(Sched):
         task = Task(name, cpu, body, switched_to)
         self._tasks.append(task)
         start = self.clock[self.cpu.index] if self._hub_glet is not None else self.clock[cpu]
-        self._slots[cpu].ready.append((start, task))
+        self._enqueue(cpu, start + self._random.randrange(self._stagger), task)
         self._reconsider(cpu)
         return task
+
+    def _enqueue(self, cpu: int, at: int, task: Task) -> None:
+        """``task`` is ready on ``cpu`` from time ``at`` on, behind those that are ready by then."""
+        task.state = "ready"
+        bisect.insort_right(self._slots[cpu].ready, (at, task), key=lambda entry: entry[0])
 
     def run(self) -> None:
         """Let every task run to its end. Raises what a task raised, or Deadlock."""
@@ -138,7 +154,9 @@ class TimedSched(Sched):
         finally:
             for each in (*self._tasks, *(slot.idle for slot in self._slots)):
                 if each.glet is not None and not each.glet.dead:
-                    each.glet.throw(GreenletExit)
+                    # Torn out of the middle of kernel code, it has nothing sensible left to say.
+                    with contextlib.suppress(Exception):
+                        each.glet.throw(GreenletExit)
                 each.glet = None
             self._tasks.clear()
             for slot in self._slots:
@@ -188,6 +206,7 @@ class TimedSched(Sched):
 
     def _resume(self, slot: Slot, at: int) -> None:
         """Let one CPU go on at time ``at``; returns when it gives the simulation back."""
+        self.switches += 1
         index = slot.index
         self.clock[index] = max(self.clock[index], at)
         entered = None
@@ -261,6 +280,8 @@ class TimedSched(Sched):
     def might_sleep(self, why: str) -> None:
         super().might_sleep(why)
         if not self.cpu.interrupts_enabled:
+            if self.lockdep is not None:
+                self.lockdep.sleeping(why, "with interrupts off")
             raise AssertionError(f"sleeping with interrupts off: {why}")
 
     def need_resched(self) -> bool:
@@ -272,8 +293,7 @@ class TimedSched(Sched):
         self.might_sleep("cond_resched")
         if self._hub_glet is not None and self.need_resched():
             slot = self._slots[self.cpu.index]
-            slot.ready.append((self.clock[slot.index], self.context))
-            self.context.state = "ready"
+            self._enqueue(slot.index, self.clock[slot.index], self.context)
             self._sleep(slot)
 
     def _sleep(self, slot: Slot) -> None:
@@ -301,7 +321,31 @@ class TimedSched(Sched):
         if self.need_resched():
             self.cond_resched()
 
+    def trap(self, handler: Callable[[], None]) -> None:
+        """Run kernel code that user code, inside ``user``, trapped into."""
+        slot = self._slots[self.cpu.index]
+        slot.in_user = False
+        try:
+            handler()
+        finally:
+            slot.in_user = True
+            self._quiescent(slot)
+
     # ------------------------------------------------------------------ waiting
+    def block(self, what: object) -> None:
+        """The current task sleeps until somebody calls ``wake`` for it; ``what`` it waits for is told in a deadlock."""
+        self.might_sleep(getattr(what, "name", "waiting"))
+        self.context.waits_for = what
+        self.context.state = "sleeping"
+        self._sleep(self._slots[self.cpu.index])
+
+    def sleep(self, cycles: int) -> None:
+        """The current task sleeps for so many cycles; others may run on its CPU."""
+        self.might_sleep("sleep")
+        slot = self._slots[self.cpu.index]
+        self._enqueue(slot.index, self.clock[slot.index] + cycles, self.context)
+        self._sleep(slot)
+
     def wait(self, lock: Lock) -> None:
         if self._hub_glet is None:
             super().wait(lock)
@@ -334,8 +378,7 @@ class TimedSched(Sched):
             context.state = "running"
             self.clock[context.cpu] = max(self.clock[context.cpu], now)
         else:
-            context.state = "ready"
-            self._slots[context.cpu].ready.append((now, context))
+            self._enqueue(context.cpu, now, context)
         self._reconsider(context.cpu)
 
     # ------------------------------------------------------------------ interrupts

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-__all__ = ["CpuHandle", "FileHandle", "MachineHandle", "MmHandle"]
+__all__ = ["CpuHandle", "FileHandle", "MachineHandle", "MmHandle", "WaitQueue"]
 
 
 class FileHandle(Protocol):
@@ -55,12 +55,23 @@ class MmHandle(Protocol):
     def is_mapped(self, addr: int, /) -> bool: ...
 
 
+class WaitQueue(Protocol):
+    """Where tasks wait for each other."""
+
+    def wait_event(self, condition: Callable[[], bool], /) -> None: ...
+
+    def wake_up_all(self) -> None: ...
+
+
 class CpuHandle(Protocol):
     """A CPU that replays accesses.
 
     Both replays return ``stop``, or raise ``SegmentationFault`` whose ``index`` is the access that failed:
     all before it are done, and a call that starts there goes on.
     """
+
+    @property
+    def index(self) -> int: ...
 
     def switch_mm(self, mm: Any, /) -> object: ...
 
@@ -81,7 +92,13 @@ class CpuHandle(Protocol):
 
 
 class MachineHandle(Protocol):
-    """A machine: ``task_size`` is the end of user addresses, ``first_user_address`` their beginning."""
+    """A machine: ``task_size`` is the end of user addresses, ``first_user_address`` their beginning.
+
+    What concerns tasks is called under the ``driver`` "timed" only.
+    """
+
+    @property
+    def driver(self) -> str: ...
 
     @property
     def page_size(self) -> int: ...
@@ -104,3 +121,11 @@ class MachineHandle(Protocol):
     def new_mm(self) -> Any: ...
 
     def new_file(self, size: int, /, *, name: str = "") -> Any: ...
+
+    def spawn(self, name: str, cpu: int, mm: Any, body: Callable[[], None], /) -> object: ...
+
+    def run_tasks(self) -> object: ...
+
+    def exit_mm(self) -> object: ...
+
+    def wait_queue(self, name: str, /) -> WaitQueue: ...

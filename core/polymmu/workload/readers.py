@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from polymmu.description.load_scenario import ScenarioFile, has_scenario, is_scenario, load_scenario
 from polymmu.errors import UserMistake
 from polymmu.workload.model import Workload
 from polymmu.workload.npz import NPZ_MAGIC, read_npz
@@ -13,9 +13,12 @@ from polymmu.workload.parquet import PARQUET_MAGIC, read_parquet
 from polymmu.workload.plugins import ask_readers
 from polymmu.workload.source import Source
 
-__all__ = ["open_workload"]
+__all__ = ["open_any", "open_workload"]
 
-_SCENARIO = re.compile(rb"^scenario\s*:", re.MULTILINE)
+
+def open_any(name_or_path: str | Path) -> Workload | ScenarioFile:
+    """The workload or scenario in a file, or the installed scenario of that name. Raises ``UserMistake``."""
+    return load_scenario(str(name_or_path)) if is_scenario(str(name_or_path)) else open_workload(name_or_path)
 
 
 def open_workload(path: str | Path, plugins: Sequence[tuple[str, object]] | None = None) -> Workload:
@@ -37,10 +40,8 @@ def open_workload(path: str | Path, plugins: Sequence[tuple[str, object]] | None
     workload = ask_readers(path, head, plugins)
     if workload is not None:
         return workload
-    if _SCENARIO.search(head) and b"\0" not in head:
-        raise UserMistake(
-            "is a scenario, and scenarios are not built yet; give a trace file", place=str(path)
-        )
+    if has_scenario(head):
+        raise UserMistake("is a scenario, not a trace; polymmu run MACHINE FILE runs it", place=str(path))
     raise UserMistake(
         "is no workload that can be read (lackey log, strace log, mmtrace npz, Parquet); "
         "polymmu record makes one",

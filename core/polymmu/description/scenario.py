@@ -1,0 +1,259 @@
+"""What a scenario file may say: a setup, then what each CPU does; attrs classes, one per mapping of the file.
+
+One file fits every architecture, so places are told in the machine's own units: ``16p`` is sixteen base pages,
+``1pmd`` what one entry of a pmd table covers, ``1pmd+3p`` both together. A step is a mapping with one key, the verb.
+
+The keys ``machine`` and ``kernel`` are not here: they are laid over the machine that runs the scenario (``load``).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import attrs
+from attrs import field
+
+from polymmu.description import rules
+from polymmu.description.model import PART_NAME, doc
+from polymmu.description.rules import ACCESSES
+
+__all__ = ["CpuPlan", "Scenario", "Step", "bytes_of"]
+
+SPAN = r"(0|[1-9][0-9]{0,11})(p|pmd)(\+(0|[1-9][0-9]{0,11})(p|pmd))*"
+SPAN_DOC = "a number of pages such as 16p, 1pmd or 1pmd+3p"
+
+
+def bytes_of(span: str, page: int, pmd: int) -> int:
+    """Bytes of a span, for pages of ``page`` bytes and pmd entries that cover ``pmd``."""
+    parts = [re.fullmatch(r"([0-9]+)(p|pmd)", part) for part in span.split("+")]
+    return sum(int(part[1]) * (pmd if part[2] == "pmd" else page) for part in parts if part)
+
+
+def span(text: str, default: Any = attrs.NOTHING) -> Any:
+    """A field that holds a place or a length."""
+    return field(default=default, metadata=doc(text, pattern=SPAN, pattern_doc=SPAN_DOC))
+
+
+def name_of(text: str, default: Any = attrs.NOTHING) -> Any:
+    """A field that names an mm or a file; empty: none, or the task's own."""
+    return field(
+        default=default,
+        metadata=doc(text, pattern=PART_NAME, pattern_doc="a name (letters, digits, - and _)"),
+    )
+
+
+def own_mm() -> Any:
+    """The field ``mm`` of a step."""
+    return name_of("whose address space; left out: the task's own", "")
+
+
+def cycles_of(text: str) -> Any:
+    """A field that holds cycles."""
+    return field(metadata=doc(text, minimum=1, maximum=10**9))
+
+
+@attrs.frozen(kw_only=True)
+class NewFile:
+    """A file of zeroes that steps can map and truncate."""
+
+    name: str = name_of("what the other steps call it")
+    length: str = span("its size")
+
+
+@attrs.frozen(kw_only=True)
+class Mmap:
+    """Map memory at a fixed place."""
+
+    mm: str = own_mm()
+    at: str = span("where")
+    length: str = span("how much")
+    prot: str = field(
+        default="rw", metadata=doc("letters of rwx", pattern="r?w?x?", pattern_doc="letters of rwx")
+    )
+    shared: bool = field(default=False, metadata=doc("shared, not private"))
+    file: str = name_of("the file behind it; left out: anonymous", "")
+    offset: str = span("where in the file it begins", "0p")
+    populate: bool = field(default=False, metadata=doc("all its pages at once"))
+
+
+@attrs.frozen(kw_only=True)
+class Range:
+    """A range of an address space."""
+
+    mm: str = own_mm()
+    at: str = span("where")
+    length: str = span("how much")
+
+
+@attrs.frozen(kw_only=True)
+class Mprotect(Range):
+    """Change a range's rights."""
+
+    prot: str = field(metadata=doc("letters of rwx", pattern="r?w?x?", pattern_doc="letters of rwx"))
+
+
+@attrs.frozen(kw_only=True)
+class Mremap(Range):
+    """Resize or move a mapping."""
+
+    new_length: str = span("how long it is to be")
+    to: str = span("where it must go; left out: it stays where it is", "")
+
+
+@attrs.frozen(kw_only=True)
+class Madvise(Range):
+    """Say what a range is good for."""
+
+    advice: str = field(default="dontneed", metadata=doc("what", choices=("dontneed",)))
+
+
+@attrs.frozen(kw_only=True)
+class Fork:
+    """A child that shares every page copy-on-write."""
+
+    mm: str = own_mm()
+    child: str = name_of("what the other steps call the child's address space")
+
+
+@attrs.frozen(kw_only=True)
+class Exit:
+    """Give an address space up; its last user takes it down. A task without one goes on as a kernel thread."""
+
+    mm: str = own_mm()
+
+
+@attrs.frozen(kw_only=True)
+class Access:
+    """One access of one byte, by user code."""
+
+    mm: str = own_mm()
+    at: str = span("where")
+    may: str = field(default="", metadata=doc("what may come of it besides success", choices=("", "segv")))
+
+
+@attrs.frozen(kw_only=True)
+class Touch(Range):
+    """One access to every page of a range."""
+
+    access: str = field(default="store", metadata=doc("which kind", choices=ACCESSES))
+    may: str = field(default="", metadata=doc("what may come of it besides success", choices=("", "segv")))
+
+
+@attrs.frozen(kw_only=True)
+class Truncate:
+    """Set a file's size; pages beyond it leave every mapping."""
+
+    file: str = name_of("which file")
+    length: str = span("its new size")
+
+
+@attrs.frozen(kw_only=True)
+class GupFast:
+    """Take references to the pages of a range without a lock (get_user_pages_fast), and drop them."""
+
+    mm: str = own_mm()
+    at: str = span("where")
+    length: str = span("how much", "1p")
+    write: bool = field(default=False, metadata=doc("to write to them"))
+    may: str = field(default="", metadata=doc("what may come of it besides success", choices=("", "segv")))
+
+
+@attrs.frozen(kw_only=True)
+class Cycles:
+    """A time."""
+
+    cycles: int = cycles_of("how long")
+
+
+@attrs.frozen(kw_only=True)
+class Step:
+    """One thing that a task does: exactly one of these keys."""
+
+    mm: str = name_of("make an empty address space of this name (setup only)", "")
+    file: NewFile | None = field(default=None, metadata=doc("make a file (setup only)"))
+    mmap: Mmap | None = field(default=None, metadata=doc("map memory"))
+    munmap: Range | None = field(default=None, metadata=doc("unmap a range"))
+    mprotect: Mprotect | None = field(default=None, metadata=doc("change a range's rights"))
+    mremap: Mremap | None = field(default=None, metadata=doc("resize or move a mapping"))
+    madvise: Madvise | None = field(default=None, metadata=doc("drop the pages of a range"))
+    fork: Fork | None = field(default=None, metadata=doc("make a child's address space"))
+    exit: Exit | None = field(default=None, metadata=doc("give an address space up"))
+    load: Access | None = field(default=None, metadata=doc("read a byte"))
+    store: Access | None = field(default=None, metadata=doc("write a byte"))
+    fetch: Access | None = field(default=None, metadata=doc("fetch an instruction"))
+    touch: Touch | None = field(default=None, metadata=doc("access every page of a range"))
+    truncate: Truncate | None = field(default=None, metadata=doc("set a file's size"))
+    gup_fast: GupFast | None = field(default=None, metadata=doc("look pages up without a lock"))
+    work: Cycles | None = field(default=None, metadata=doc("compute without memory"))
+    sleep: Cycles | None = field(default=None, metadata=doc("sleep; other tasks may run on the CPU"))
+
+    def __attrs_post_init__(self) -> None:
+        verbs = self._verbs()
+        if len(verbs) != 1:
+            found = " and ".join(verbs) or "none"
+            raise ValueError(f"a step does one thing; found {found} (known: {', '.join(self._all())})")
+
+    @classmethod
+    def _all(cls) -> list[str]:
+        return [attribute.name for attribute in attrs.fields(cls)]
+
+    def _verbs(self) -> list[str]:
+        return [name for name in self._all() if getattr(self, name)]
+
+    @property
+    def verb(self) -> str:
+        """Which key it has."""
+        return self._verbs()[0]
+
+    @property
+    def what(self) -> Any:
+        """That key's value."""
+        return getattr(self, self.verb)
+
+
+@attrs.frozen(kw_only=True)
+class CpuPlan:
+    """A task. Without an mm it is a kernel thread, which borrows the mm it finds loaded."""
+
+    mm: str = name_of("its address space; left out: a kernel thread", "")
+    do: tuple[Step, ...] = field(metadata=doc("what it does, in order", repeats=True))
+    times: int = field(default=1, metadata=doc("how often it does all that", minimum=1, maximum=10**6))
+
+
+@attrs.frozen(kw_only=True)
+class Scenario:
+    """A whole scenario file, checked."""
+
+    scenario: int = field(default=1, metadata=doc("version of this format", choices=(1,)))
+    name: str = field(
+        metadata=doc(
+            "name of the scenario", pattern=r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", pattern_doc="a name"
+        )
+    )
+    summary: str = field(
+        default="", metadata=doc("one line for `polymmu scenarios`"), validator=rules.check_line
+    )
+    setup: tuple[Step, ...] = field(
+        default=(), metadata=doc("what is done on CPU 0 before the tasks start", repeats=True)
+    )
+    cpus: dict[str, CpuPlan] = field(
+        metadata=doc(
+            "tasks by CPU: 0, 1, ...; a letter behind the number tells several tasks of one CPU apart",
+            names="(0|[1-9][0-9]?)[a-z]?",
+            names_doc="a CPU's number, or one with a letter for another task there, such as 1b",
+        )
+    )
+    choices: dict[str, int] = field(
+        factory=dict[str, int], metadata=doc("budgets of the explorer", minimum=0)
+    )
+    expect: str = field(default="clean", metadata=doc("what must come of it", choices=("clean",)))
+
+    def __attrs_post_init__(self) -> None:
+        made = {step.mm for step in self.setup if step.verb == "mm"}
+        for name, plan in self.cpus.items():
+            if plan.mm and plan.mm not in made:
+                raise ValueError(f"cpus.{name}.mm: no setup step makes an mm '{plan.mm}'")
+            for step in plan.do:
+                if step.verb in ("mm", "file"):
+                    raise ValueError(f"cpus.{name}.do: '{step.verb}' belongs to the setup")

@@ -1,0 +1,82 @@
+"""The referee of a run: attaches every judge to a machine's kernel. Costs nothing unless it is made.
+
+    sanitizer = Sanitizer(kernel)
+    ...                             # any run, under any driver
+    sanitizer.finish()
+    assert not sanitizer.violations
+
+It only looks. A violation is noted and the run goes on, except where it would never end.
+"""
+
+from __future__ import annotations
+
+from polymmu.events import Events
+from polymmu.hardware.cpu import Cpu, Watcher
+from polymmu.hooks import ArchKernel
+from polymmu.sanitize.balance import check_balance, frames_held
+from polymmu.sanitize.cached import FreedFrames, LocklessWalks, LostRights
+from polymmu.sanitize.judge import Bench, Judge
+from polymmu.sanitize.progress import Progress
+from polymmu.sanitize.state import State
+from polymmu.sanitize.violation import Violation
+
+__all__ = ["Sanitizer"]
+
+
+class Sanitizer:
+    """Watches ``kernel`` from now on; made before the first program, or what programs did until then is unknown."""
+
+    def __init__(self, kernel: ArchKernel) -> None:
+        self.kernel = kernel
+        self.bench = Bench(kernel)
+        self.judges: tuple[Judge, ...] = tuple(
+            judge(self.bench) for judge in (FreedFrames, LostRights, LocklessWalks, State, Progress)
+        )
+        self.held = frames_held(kernel)
+        kernel.events = Events((*kernel.events.observers, self.bench, *self.judges))
+        kernel.sched.lockdep = self.bench.lockdep
+        self._other_watchers: dict[int, Watcher | None] = {}
+        for cpu in kernel.cpus:
+            self._other_watchers[cpu.index] = cpu.watcher
+            cpu.watcher = self
+            cpu.to_user = self.to_user
+
+    @property
+    def violations(self) -> list[Violation]:
+        """Everything found so far, the first hundred."""
+        return self.bench.violations
+
+    def section(self) -> list[dict[str, object]]:
+        """The ``violations`` of a report."""
+        return [violation.to_dict() for violation in self.violations]
+
+    def finish(self) -> None:
+        """Judge what nobody asked for yet. Call it when no task is in the middle of anything."""
+        for judge in self.judges:
+            judge.finish()
+
+    def balance(self) -> list[str]:
+        """What is left of programs and files that should all be gone, a line each."""
+        return check_balance(self.kernel, self.held)
+
+    # ------------------------------------------------------------------ what CPUs tell
+    def to_user(self, cpu: Cpu) -> None:
+        """``cpu`` is about to run user code."""
+        for judge in self.judges:
+            judge.to_user(cpu)
+
+    def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
+        """``cpu`` is about to drop translations."""
+        other = self._other_watchers[cpu.index]
+        if other is not None:
+            other.before_invalidate(cpu, asid, start, end)
+        for judge in self.judges:
+            judge.before_invalidate(cpu)
+
+    def after_invalidate(self, cpu: Cpu, dropped: int) -> None:
+        """``cpu`` dropped ``dropped`` entries."""
+        other = self._other_watchers[cpu.index]
+        if other is not None:
+            other.after_invalidate(cpu, dropped)
+        for judge in self.judges:
+            judge.after_invalidate(cpu)

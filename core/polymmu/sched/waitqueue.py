@@ -1,0 +1,30 @@
+"""Sleeping until something is so: Linux's ``wait_event`` and ``wake_up_all``, for tasks of the timed driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from polymmu.sched.timed import Task, TimedSched
+
+__all__ = ["WaitQueue"]
+
+
+class WaitQueue:
+    """Tasks that wait for a condition. ``name`` is told in a deadlock."""
+
+    def __init__(self, sched: TimedSched, name: str) -> None:
+        self.name = name
+        self._sched = sched
+        self._sleepers: list[Task] = []
+
+    def wait_event(self, condition: Callable[[], bool]) -> None:
+        """Sleep until ``condition()``; it is looked at now and after each ``wake_up_all``."""
+        while not condition():
+            self._sleepers.append(self._sched.context)
+            self._sched.block(self)
+
+    def wake_up_all(self) -> None:
+        """Let every sleeper look at its condition again."""
+        sleepers, self._sleepers = self._sleepers, []
+        for task in sleepers:
+            self._sched.wake(task)

@@ -1,0 +1,113 @@
+"""In random correct work the sanitizer finds nothing, on any architecture, alone or with CPUs that run at once; and
+with one step left out it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from polymmu.machine import Machine
+from polymmu.structs import mmu_gather
+from tests.sanitize.random_work import finished, machine, race_of_walkers, solo_run, timed_run
+
+MACHINES = ("x86", "x86-pae", "x86_64", "ia64", "ppc64", "s390-31", "s390", "sparc64")
+
+
+def nothing_found(made: Machine) -> None:
+    assert made.sanitizer is not None
+    assert [str(violation) for violation in made.sanitizer.violations] == []
+    assert made.sanitizer.balance() == []
+
+
+def found(made: Machine) -> set[str]:
+    assert made.sanitizer is not None
+    return {violation.invariant for violation in made.sanitizer.violations}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("run", [solo_run, timed_run])
+def test_nothing_is_found_in_correct_work(run: Callable[[str, int], Machine], name: str) -> None:
+    nothing_found(run(name, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MACHINES)
+def test_nothing_is_found_in_much_correct_work(name: str) -> None:
+    for seed in range(2, 20):
+        nothing_found(solo_run(name, seed))
+        nothing_found(timed_run(name, seed))
+
+
+def test_two_runs_of_one_seed_are_alike() -> None:
+    first, second = timed_run("x86_64", 3), timed_run("x86_64", 3)
+    assert first.kernel.sched.clock == second.kernel.sched.clock
+    assert first.report().to_dict() == second.report().to_dict()
+
+
+@pytest.mark.parametrize("name", ["x86_64", "s390", "ppc64", "sparc64"])
+def test_lockless_walkers_are_safe_as_each_architecture_protects_them(name: str) -> None:
+    for seed in range(3):
+        made = machine(name, 3, seed, "timed")
+        race_of_walkers(made, seed)
+        nothing_found(finished(made))
+
+
+class FailOnce:
+    """Makes the ``nth`` allocation for ``what`` fail, and no other."""
+
+    def __init__(self, what: str, nth: int) -> None:
+        self.what, self.left = what, nth
+
+    def __call__(self, what: str) -> bool:
+        self.left -= what == self.what
+        return what == self.what and not self.left
+
+
+SITES = ("anon", "file", "table", "gather")
+
+
+@pytest.mark.parametrize("what", SITES)
+def test_nothing_is_left_when_an_allocation_fails(what: str) -> None:
+    for nth in (1, 2, 5, 17):
+        nothing_found(solo_run("x86_64", nth, fails=FailOnce(what, nth)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("what", SITES)
+def test_nothing_is_left_whichever_allocation_fails(name: str, what: str) -> None:
+    nth = 1
+    while True:
+        fails = FailOnce(what, nth)
+        nothing_found(solo_run(name, 1, 60, fails))
+        if fails.left > 0:
+            return
+        nth += 1
+
+
+# ------------------------------------------------------------------ with a step left out
+def test_tables_freed_without_a_grace_period_are_walked_into_where_flushes_interrupt_nobody() -> None:
+    broken = set()
+    for seed in range(12):
+        made = machine("ppc64", 3, seed, "timed", tables_need_rcu=lambda: False)
+        race_of_walkers(made, seed)
+        broken |= found(finished(made))
+    assert broken == {"INV-WALK"}
+
+
+def test_interrupts_on_let_a_flush_end_while_a_walker_is_inside() -> None:
+    broken = set()
+    for seed in range(12):
+        made = machine("x86_64", 3, seed, "timed", gup_fast_begin=lambda: True, gup_fast_end=lambda: None)
+        race_of_walkers(made, seed)
+        broken |= found(finished(made))
+    assert broken == {"INV-WALK"}
+
+
+def test_a_flush_that_forgets_the_other_cpus_is_found() -> None:
+    def on_this_cpu_only(tlb: mmu_gather) -> None:
+        tlb.mm.kernel.sched.cpu.invalidate(asid=None, walk_caches="all")
+
+    made = timed_run("x86_64", 2, tlb_flush=on_this_cpu_only)
+    assert found(made) == {"INV-TLB", "INV-PERM"}
