@@ -256,8 +256,10 @@ def set_pte(mm: mm_struct, addr: int, ptep: int, values: EntryRun) -> None:
 
 @hookimpl
 def ptep_get_and_clear(mm: mm_struct, addr: int, ptep: int, n: int, tlb: mmu_gather | None) -> EntryRun:
+    """A dead context is not flushed (2.6.15), until its pages were flushed one by one again (3.0, which the
+    releases with 64-bit upper entries follow)."""
     values = defaults.ptep_get_and_clear(mm, addr, ptep, n, tlb)
-    if tlb is None or not tlb.fullmm:
+    if tlb is None or not tlb.fullmm or section_of(mm).upper_entries == 64:
         queue_live(mm, addr, values)
     return values
 
