@@ -126,11 +126,11 @@ def leave_lazy_mmu(mm: mm_struct) -> None:
 
 @hookimpl
 def flush_tlb_mm(mm: mm_struct) -> None:
-    """Nothing is left to do but a batch; the same goes for the flushes that come down to this one by default.
+    """Nothing: every update was flushed before its table lock was dropped (2.6.22). The same goes for the flushes
+    that come down to this one by default.
 
     Also where a fault raised rights: at the retry the hash fault handler, or the preload before it, sends tlbie.
     """
-    flush.flush_pending(flush.batch_of(mm))
 
 
 @hookimpl
