@@ -154,9 +154,18 @@ def deviations(section: Ia64Config) -> tuple[str, ...]:
 # ------------------------------------------------------------------ range walks
 @hookimpl
 def pgd_addr_end(mm: mm_struct, addr: int, end: int) -> int:
-    """Behind the last root entry of a user's region comes the next region's first (2.6.12-rc2)."""
     section = section_of(mm)
-    boundary = addr + section.pgdir_size & -section.pgdir_size
+    return step_end(section, section.pgdir_size, addr, end)
+
+
+@hookimpl
+def addr_end(mm: mm_struct, level: int, addr: int, end: int) -> int:
+    return step_end(section_of(mm), mm.layout.span_of(level), addr, end)
+
+
+def step_end(section: Ia64Config, span: int, addr: int, end: int) -> int:
+    """Behind the last entry of a user's region comes the next region's first (2.6.12-rc2)."""
+    boundary = addr + span & -span
     if region_of(boundary) < USER_REGIONS and boundary >> section.map_shift & 1:
         boundary += (1 << REGION_SHIFT) - (1 << section.map_shift)
     return boundary if boundary - 1 & WORD < end - 1 & WORD else end

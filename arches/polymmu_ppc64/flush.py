@@ -1,208 +1,164 @@
-"""Every pte update tells the hash table, and every entry taken out of that is followed by tlbie.
+"""What ppc64 keeps per machine, CPU and address space, and how pte updates reach the hash table and the TLBs.
+
+A context is the number that VSIDs are made of: the lowest one free, as Linux's id allocator hands them out. It is
+used again as soon as its mm is gone, which is sound because every hashed pte was flushed when it was cleared.
 
 There is no flush of ranges or of whole address spaces: whatever changes a pte that the hash table may know queues
 it (Linux: hpte_need_flush), so by the time Linux's generic code asks for a flush it has happened. In lazy mode a
 CPU collects up to 192 updates of one mm and page size and does them on leaving, under the table lock; outside it
 each is done at once, and its tlbie goes to all CPUs. The entry is invalidated only if it still stands at the slot
 that the pte remembers; the tlbie is sent in any case, for an entry that was thrown out of the table may live on in
-a TLB. A batch of an mm that only ever ran here needs but tlbiel.
+a TLB. A batch of an mm that only ever ran here needs but tlbiel; so a CPU stays in ``cpu_mask`` for good.
 
-Linux 2.6.22 to 3.0 (``tlb_hash64.c``), also with the tables of 2.6.12, whose batches were flushed by flush_tlb_*.
+Linux 2.6.22 to 3.0 (``tlb_hash64.c``, ``mmu_context.h``, ``slb.c``), also with the tables of 2.6.12.
 """
 
 from __future__ import annotations
 
+import errno
+import heapq
+from collections.abc import Iterator
+
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from polymmu.arch import (
-    VM_HUGETLB,
-    ArchKernel,
-    EntryRun,
-    hookimpl,
-    mm_struct,
-    mmu_gather,
-    vm_area_struct,
-)
+from polymmu import arch
+from polymmu.arch import ArchKernel, EntryRun, mm_struct
 from polymmu_ppc64 import mmu
-from polymmu_ppc64.context import BATCH, Batch, Context, section_of, state_of
-from polymmu_ppc64.formats import ACCESSED, DIRTY, EXEC, PRESENT, RW, hash_flags, hashed_bit
+from polymmu_ppc64.formats import Ppc64Config
 
-Addresses = NDArray[np.int64]
+Words = NDArray[np.int64]
+
+BATCH = 192
+"""Pte updates that a CPU collects in lazy mode (PPC64_TLB_BATCH_NR)."""
+
+
+@attrs.define(eq=False)
+class Batch:
+    """A CPU's pte updates in lazy mode whose hash-table entries are still there; of one mm and page size."""
+
+    active: bool = False
+    mm: mm_struct | None = None
+    page_shift: int = 0
+    addresses: Words = attrs.field(factory=lambda: np.zeros(0, dtype=np.int64))
+    ptes: Words = attrs.field(factory=lambda: np.zeros(0, dtype=np.int64))
+
+
+@attrs.define(eq=False)
+class State:
+    """A machine's. ``hash_table``: its physical address; ``groups`` of eight entries."""
+
+    hash_table: int
+    groups: int
+    batches: list[Batch]
+    unused_contexts: Iterator[int]
+    freed_contexts: list[int] = attrs.field(factory=list)
+
+
+@attrs.define(eq=False)
+class Context:
+    """An mm's. ``number`` 0: the kernel's. ``slices``: where huge pages may be, a bit per 256 MiB below 4 GiB and from
+    bit 16 on per high area. ``huge_root``: the tree of huge pages of 2.6.12; -1: none yet."""
+
+    number: int
+    slices: int = 0
+    huge_root: int = -1
+
+
+def section_of(mm: mm_struct) -> Ppc64Config:
+    section: Ppc64Config = mm.kernel.description.section
+    return section
+
+
+# ------------------------------------------------------------------ contexts
+def boot(kernel: ArchKernel) -> State | None:
+    """Make the hash table, at least one group for two pages, and tell every CPU where it is; None: radix tables."""
+    section: Ppc64Config = kernel.description.section
+    if section.mmu == "radix":
+        return None
+    shift = section.layout.page_shift
+    memory = 1 << (kernel.description.memory - 1).bit_length()
+    groups = section.hash_groups or max(memory >> (shift + 1), 1 << 11)
+    pfn = arch.alloc_pages(kernel, max(groups * 128 >> shift, 1).bit_length() - 1, "table")
+    if pfn < 0:
+        why = f"no room for a hash table of {groups * 128:#x} bytes; give the machine more memory or fewer hash_groups"
+        raise arch.UserMistake(why, place="ppc64.hash_groups")
+    for cpu in kernel.cpus:
+        cpu.mmu[mmu.HTAB], cpu.mmu[mmu.GROUP_MASK] = pfn << shift, groups - 1
+    numbers = iter(range(1, 1 << (20 if section.levels == 3 else 19)))
+    return State(pfn << shift, groups, [Batch() for _ in kernel.cpus], numbers)
+
+
+def new_context(mm: mm_struct, like: mm_struct | None) -> Context:
+    """The next mm's; a forked mm keeps its parent's slices."""
+    section, state = section_of(mm), mm.kernel.arch_state
+    if section.mmu == "radix":
+        raise arch.UserMistake("no program runs on radix tables here; use mmu: hash", place="ppc64.mmu")
+    number = heapq.heappop(state.freed_contexts) if state.freed_contexts else next(state.unused_contexts, 0)
+    if not number:
+        raise arch.syscall_error(errno.ENOMEM, "every context is in use")
+    fresh = 1 << 18 if section.levels == 3 else 0  # 1 TiB to 1.5 TiB
+    return Context(number, like.context.slices if like is not None else fresh)
+
+
+def load_segments(cpu: arch.Cpu, context: Context) -> None:
+    """slbia, and the bolted entries again; the ERATs go with it. Then where the segment handler finds huge pages."""
+    cpu.mmu[mmu.FIRST_SLOT : mmu.SLB + mmu.SLB_WORDS] = 0
+    cpu.mmu[mmu.SLICES], cpu.mmu[mmu.HUGE_ROOT] = context.slices, context.huge_root
+    cpu.invalidate(asid=None, walk_caches="none", first_level_only=True)
 
 
 # ------------------------------------------------------------------ hash table and TLBs
-def tlbie(mm: mm_struct, addresses: Addresses, page_shift: int, local: bool) -> None:
-    """Drop pages from this CPU's TLB and ERATs (tlbiel), or from every CPU's."""
+def tlbie(mm: mm_struct, addresses: Words, page_shift: int, local: bool = False) -> None:
+    """Drop pages from every CPU's TLB and ERATs, or from this one's alone (tlbiel)."""
     kernel: ArchKernel = mm.kernel
-    context: Context = mm.context
     cuts = np.flatnonzero(np.diff(addresses) != 1 << page_shift) + 1
     ranges = [(int(run[0]), int(run[-1]) + (1 << page_shift)) for run in np.split(addresses, cuts)]
     cpus = (kernel.sched.cpu,) if local else kernel.cpus
     for cpu in cpus:
         for start, end in ranges:
-            cpu.invalidate(asid=context.number, start=start, end=end, walk_caches="none")
+            cpu.invalidate(asid=mm.context.number, start=start, end=end, walk_caches="none")
     kernel.sched.spend(kernel.description.costs.flush_page * len(addresses), "flush")
     kernel.events.shootdown(mm, "local" if local else "broadcast", len(cpus) - 1)
 
 
-def flush_hash(mm: mm_struct, addresses: Addresses, ptes: Addresses, page_shift: int, local: bool) -> None:
+def flush_hash(mm: mm_struct, addresses: Words, ptes: Words, page_shift: int, local: bool = False) -> None:
     """Take the entries that old ptes remember out of the hash table, then out of the TLBs."""
-    kernel: ArchKernel = mm.kernel
-    context: Context = mm.context
-    mmu.drop_hptes(kernel.sched.cpu.mmu, kernel.ram.words, context.number, addresses, ptes, page_shift)
+    words: Words = mm.kernel.sched.cpu.mmu
+    mmu.drop_hptes(words, mm.kernel.ram.words, mm.context.number, addresses, ptes, page_shift)
     tlbie(mm, addresses, page_shift, local)
 
 
 def batch_of(mm: mm_struct) -> Batch:
     """The current CPU's."""
-    kernel: ArchKernel = mm.kernel
-    return state_of(kernel).batches[kernel.sched.cpu.index]
+    batch: Batch = mm.kernel.arch_state.batches[mm.kernel.sched.cpu.index]
+    return batch
 
 
 def flush_pending(batch: Batch) -> None:
-    """Do what a batch has collected."""
-    mm, nr = batch.mm, batch.nr
-    if mm is None or not nr:
+    """Do the first 192 of what a batch has collected; there are more on the way in only."""
+    mm, addresses, ptes = batch.mm, batch.addresses, batch.ptes
+    if mm is not None and len(addresses):
+        batch.addresses, batch.ptes = addresses[BATCH:], ptes[BATCH:]
+        local = mm.cpu_mask == 1 << mm.kernel.sched.cpu.index
+        flush_hash(mm, addresses[:BATCH], ptes[:BATCH], batch.page_shift, local)
+
+
+def forget_hashed(mm: mm_struct, addr: int, old: EntryRun, page_shift: int) -> None:
+    """Those of a run's old values that the hash table may know must leave it, at once or with the batch."""
+    hashed = (old & np.uint64(section_of(mm).hash_flags)).nonzero()[0]
+    if not len(hashed):
         return
-    batch.nr = 0
-    kernel: ArchKernel = mm.kernel
-    local = mm.cpu_mask == 1 << kernel.sched.cpu.index
-    flush_hash(mm, batch.addresses[:nr], batch.ptes[:nr], batch.page_shift, local)
-
-
-def need_flush(mm: mm_struct, addresses: Addresses, ptes: Addresses, page_shift: int) -> None:
-    """Hashed ptes were changed: their entries must go, at once or with the batch."""
+    addresses, ptes = addr + (hashed << page_shift), old[hashed].view(np.int64)
     batch = batch_of(mm)
     if not batch.active:
-        flush_hash(mm, addresses, ptes, page_shift, False)
+        flush_hash(mm, addresses, ptes, page_shift)
         return
     if batch.mm is not mm or batch.page_shift != page_shift:
         flush_pending(batch)
         batch.mm, batch.page_shift = mm, page_shift
-    while len(addresses):
-        room = min(BATCH - batch.nr, len(addresses))
-        batch.addresses[batch.nr : batch.nr + room] = addresses[:room]
-        batch.ptes[batch.nr : batch.nr + room] = ptes[:room]
-        batch.nr += room
-        addresses, ptes = addresses[room:], ptes[room:]
-        if batch.nr == BATCH:
-            flush_pending(batch)
-
-
-@hookimpl
-def enter_lazy_mmu(mm: mm_struct) -> None:
-    batch_of(mm).active = True
-
-
-@hookimpl
-def leave_lazy_mmu(mm: mm_struct) -> None:
-    batch = batch_of(mm)
-    flush_pending(batch)
-    batch.active = False
-
-
-@hookimpl
-def tlb_flush(tlb: mmu_gather) -> None:
-    flush_pending(batch_of(tlb.mm))
-
-
-@hookimpl
-def flush_tlb_mm(mm: mm_struct) -> None:
-    """The pte updates did it."""
-
-
-@hookimpl
-def flush_tlb_range(vma: vm_area_struct, start: int, end: int) -> None:
-    """The pte updates did it."""
-
-
-@hookimpl
-def flush_tlb_page(vma: vm_area_struct, addr: int) -> None:
-    """The pte updates did it."""
-
-
-# ------------------------------------------------------------------ ptes
-def words_at(mm: mm_struct, ptep: int, n: int) -> NDArray[np.uint64]:
-    """A run of ptes as it stands in memory: big-endian, seen by a little-endian host."""
-    kernel: ArchKernel = mm.kernel
-    return kernel.ram.u64[ptep >> 3 : (ptep >> 3) + n]
-
-
-def forget_hashed(mm: mm_struct, addr: int, old: EntryRun) -> None:
-    """Those of the run's old values that the hash table may know leave it."""
-    hashed = np.flatnonzero(old & np.uint64(hashed_bit(section_of(mm))))
-    if len(hashed):
-        shift = mm.layout.page_shift
-        need_flush(mm, addr + (hashed << shift), old[hashed].view(np.int64), shift)
-
-
-@hookimpl
-def set_pte(mm: mm_struct, addr: int, ptep: int, values: EntryRun) -> None:
-    """What a value says of the hash table is another entry's; a hashed entry that is replaced is flushed first."""
-    words = words_at(mm, ptep, len(values))
-    forget_hashed(mm, addr, words.byteswap())
-    words[:] = (values & np.uint64(~hash_flags(section_of(mm)) & (1 << 64) - 1)).byteswap()
-
-
-@hookimpl
-def ptep_get_and_clear(mm: mm_struct, addr: int, ptep: int, n: int, tlb: mmu_gather | None) -> EntryRun:
-    words = words_at(mm, ptep, n)
-    old: EntryRun = words.byteswap()
-    words[:] = 0
-    forget_hashed(mm, addr, old)
-    old &= np.uint64(~hash_flags(section_of(mm)) & (1 << 64) - 1)
-    return old
-
-
-def clear_bits(mm: mm_struct, addr: int, ptep: int, n: int, bits: int) -> int:
-    """Take ``bits`` from the present ptes of a run that have one of them; how many. The slots stay remembered."""
-    words = words_at(mm, ptep, n)
-    old: EntryRun = words.byteswap()
-    change = (old & np.uint64(PRESENT) != 0) & (old & np.uint64(bits) != 0)
-    words[change] = (old[change] & np.uint64(~bits & (1 << 64) - 1)).byteswap()
-    forget_hashed(mm, addr, np.where(change, old, np.uint64(0)))
-    return int(np.count_nonzero(change))
-
-
-@hookimpl
-def set_wrprotect(mm: mm_struct, addr: int, ptep: int, n: int) -> None:
-    clear_bits(mm, addr, ptep, n, RW)
-
-
-@hookimpl
-def test_and_clear_young(vma: vm_area_struct, addr: int, ptep: int, n: int) -> int:
-    """The entry must go too: only a hash fault sets accessed again."""
-    return clear_bits(vma.vm_mm, addr, ptep, n, ACCESSED)
-
-
-@hookimpl
-def set_access_flags(vma: vm_area_struct, addr: int, ptep: int, value: int) -> bool:
-    """No flush: at the retry the hash fault handler, or the preload before it, changes the entry and sends tlbie."""
-    kernel: ArchKernel = vma.vm_mm.kernel
-    old = kernel.ram.read_entry(ptep, 8, "big")
-    new = old | value & (DIRTY | ACCESSED | RW | EXEC)
-    if new == old:
-        return False
-    kernel.ram.write_entry(ptep, 8, "big", new)
-    return True
-
-
-@hookimpl
-def update_mmu_cache(vma: vm_area_struct, addr: int, ptep: int, n: int) -> None:
-    """Enter the pages that a fault brought into the hash table now, which saves the retry its hash fault."""
-    if vma.vm_flags & VM_HUGETLB:
-        return
-    mm = vma.vm_mm
-    kernel: ArchKernel = mm.kernel
-    context: Context = mm.context
-    shift = mm.layout.page_shift
-    kernel.sched.spend(kernel.description.costs.entry_update * n, "hash")
-    if mmu.preload(kernel.sched.cpu.mmu, kernel.ram.words, context.number, addr, ptep, n, shift):
-        tlbie(mm, addr + (np.arange(n, dtype=np.int64) << shift), shift, False)
-
-
-@hookimpl
-def tables_need_rcu() -> bool:
-    """tlbie interrupts nobody: hash faults and lockless walkers read tables with interrupts off and no lock."""
-    return True
+    batch.addresses = np.concatenate((batch.addresses, addresses))
+    batch.ptes = np.concatenate((batch.ptes, ptes))
+    while len(batch.addresses) >= BATCH:
+        flush_pending(batch)

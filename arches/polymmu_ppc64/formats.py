@@ -18,21 +18,10 @@ from typing import Any
 import attrs
 from attrs import field
 
-from polymmu.arch import (
-    VM_EXEC,
-    VM_READ,
-    VM_SHARED,
-    VM_WRITE,
-    EntryFormat,
-    Field,
-    RadixLayout,
-    doc,
-)
+from polymmu import arch
+from polymmu.arch import EntryFormat, Field, doc
 
-__all__ = ["HUGE_SIZE", "Ppc64Config", "hash_flags", "hashed_bit", "layout_of", "protections", "pte_format"]
-
-KIB, MIB = 1 << 10, 1 << 20
-HUGE_SIZE = 16 * MIB
+KIB = 1 << 10
 WORD = (1 << 64) - 1
 
 PRESENT, USER, EXEC, COHERENT, DIRTY, ACCESSED, RW = 0x001, 0x002, 0x004, 0x010, 0x080, 0x100, 0x200
@@ -40,27 +29,17 @@ BUSY, HASHPTE, SLOT, HUGE = 0x800, 0x400, 0xF000, 0x10000
 SUBPAGES, FIRST_SUBPAGE, COMBO = 0x0FFFF000, 0x08000000, 0x10000000
 KERNEL_BASE = 0xC << 60
 
-THREE_LEVELS = RadixLayout(
-    index_bits=(10, 10, 9),
-    page_shift=12,
-    names=("pgd", "pmd", "pte"),
-    entry_bytes=(4, 4, 8),
-    leaf_levels=frozenset({2}),
-)
-FOUR_LEVELS = RadixLayout(
-    index_bits=(9, 7, 7, 9),
-    page_shift=12,
-    names=("pgd", "pud", "pmd", "pte"),
-    entry_bytes=(8, 8, 8, 8),
-    leaf_levels=frozenset({3}),
-)
-LARGE_PAGES = RadixLayout(
-    index_bits=(4, 12, 12),
-    page_shift=16,
-    names=("pgd", "pmd", "pte"),
-    entry_bytes=(8, 8, 8),
-    leaf_levels=frozenset({2}),
-)
+
+def tables(names: str, index_bits: tuple[int, ...], page_shift: int, upper_bytes: int) -> arch.RadixLayout:
+    """Tables whose entries above the ptes have ``upper_bytes``."""
+    last = len(index_bits) - 1
+    widths = (*[upper_bytes] * last, 8)
+    return arch.RadixLayout(index_bits, page_shift, tuple(names.split()), widths, frozenset({last}))
+
+
+THREE_LEVELS = tables("pgd pmd pte", (10, 10, 9), 12, 4)
+FOUR_LEVELS = tables("pgd pud pmd pte", (9, 7, 7, 9), 12, 8)
+LARGE_PAGES = tables("pgd pmd pte", (4, 12, 12), 16, 8)
 
 
 def check_groups(section: Any, attribute: object, groups: int) -> None:
@@ -81,7 +60,7 @@ def cycles(default: int, text: str) -> Any:
 
 @attrs.frozen(kw_only=True)
 class Ppc64Config:
-    """The ``ppc64`` section of a machine file."""
+    """The ``ppc64`` section of a machine file, and what follows from it."""
 
     mmu: str = field(
         default="hash",
@@ -107,64 +86,59 @@ class Ppc64Config:
     hash_fault: int = cycles(300, "cycles of the trap into the hash fault handler")
     hash_eviction: int = cycles(50, "cycles of throwing out a hash-table entry")
 
+    @property
+    def layout(self) -> arch.RadixLayout:
+        """Linux's tables."""
+        if self.page == 64 * KIB:
+            return LARGE_PAGES
+        return THREE_LEVELS if self.levels == 3 else FOUR_LEVELS
 
-def layout_of(section: Ppc64Config) -> RadixLayout:
-    if section.page == 64 * KIB:
-        return LARGE_PAGES
-    return THREE_LEVELS if section.levels == 3 else FOUR_LEVELS
+    @property
+    def pfn_shift(self) -> int:
+        """Where a pte's frame number stands."""
+        return 30 if self.page == 64 * KIB else 17
 
+    @property
+    def hash_flags(self) -> int:
+        """Everything in a pte that is about the hash table; 0 where that has no entry for it."""
+        return BUSY | (SUBPAGES | COMBO if self.page == 64 * KIB else HASHPTE | SLOT)
 
-def pfn_shift(section: Ppc64Config) -> int:
-    return 30 if section.page == 64 * KIB else 17
+    @property
+    def pte_format(self) -> EntryFormat:
+        """A pte, of a huge page too."""
+        return EntryFormat(
+            present=Field(PRESENT, PRESENT),
+            frame_mask=-(1 << self.pfn_shift) & WORD,
+            address_shift=self.layout.page_shift - self.pfn_shift,
+            write=Field(RW, RW),
+            user=Field(USER, USER),
+            execute=Field(EXEC, EXEC),
+            accessed=Field(ACCESSED, ACCESSED),
+            dirty=Field(DIRTY, DIRTY),
+        )
 
-
-def hashed_bit(section: Ppc64Config) -> int:
-    """The bit of a pte that the hash table has an entry for."""
-    return FIRST_SUBPAGE if section.page == 64 * KIB else HASHPTE
-
-
-def hash_flags(section: Ppc64Config) -> int:
-    """Everything in a pte that is about the hash table."""
-    return BUSY | (SUBPAGES | COMBO if section.page == 64 * KIB else HASHPTE | SLOT)
-
-
-def pte_format(section: Ppc64Config) -> EntryFormat:
-    shift = pfn_shift(section)
-    return EntryFormat(
-        present=Field(PRESENT, PRESENT),
-        frame_mask=-(1 << shift) & WORD,
-        address_shift=layout_of(section).page_shift - shift,
-        write=Field(RW, RW),
-        user=Field(USER, USER),
-        execute=Field(EXEC, EXEC),
-        accessed=Field(ACCESSED, ACCESSED),
-        dirty=Field(DIRTY, DIRTY),
-    )
-
-
-def table_format(section: Ppc64Config, level: int) -> EntryFormat:
-    """An entry above the ptes; not 0 is all there is to say of its presence."""
-    if section.levels == 3:
-        return EntryFormat(present=Field(0, 0), frame_mask=0, table_mask=(1 << 32) - 1, address_shift=12)
-    return EntryFormat(
-        present=Field(KERNEL_BASE, KERNEL_BASE),
-        frame_mask=0,
-        table_mask=~KERNEL_BASE & WORD,
-        table_bits=KERNEL_BASE,
-    )
+    @property
+    def table_format(self) -> EntryFormat:
+        """An entry above the ptes; not 0 is all there is to say of its presence."""
+        if self.levels == 3:
+            return EntryFormat(present=Field(0, 0), frame_mask=0, table_mask=(1 << 32) - 1, address_shift=12)
+        return EntryFormat(
+            present=Field(KERNEL_BASE, KERNEL_BASE),
+            frame_mask=0,
+            table_mask=~KERNEL_BASE & WORD,
+            table_bits=KERNEL_BASE,
+        )
 
 
-def protections() -> tuple[int, ...]:
-    """Pte bits by VM_READ | VM_WRITE | VM_EXEC | VM_SHARED. Whatever a user may touch he may read."""
+def protections(mark: int = 0) -> tuple[int, ...]:
+    """Pte bits, and ``mark``, by VM_READ | VM_WRITE | VM_EXEC | VM_SHARED. Who may touch a page may read it."""
 
     def of(flags: int) -> int:
-        value = PRESENT | COHERENT | ACCESSED
-        if flags & (VM_READ | VM_WRITE | VM_EXEC):
+        value = PRESENT | COHERENT | ACCESSED | mark
+        if flags & (arch.VM_READ | arch.VM_WRITE | arch.VM_EXEC):
             value |= USER
-        if flags & VM_EXEC:
+        if flags & arch.VM_EXEC:
             value |= EXEC
-        if flags & VM_WRITE and flags & VM_SHARED:
-            value |= RW
-        return value
+        return value | RW if flags & arch.VM_WRITE and flags & arch.VM_SHARED else value
 
     return tuple(of(flags) for flags in range(16))

@@ -14,51 +14,40 @@ from typing import Any
 import attrs
 import numpy as np
 
-from polymmu.arch import Access, EntryReader, Privilege, UserMistake, Walk, WalkFault, hookimpl
-from polymmu_ppc64.hashing import (
-    BASE_PAGES,
-    PAGE_CODES,
-    SLB_N,
-    SLB_PAGE,
-    SLB_V,
-    avpn_of,
-    hash_of,
-    segment_shift_of,
-    vsid_in,
-)
-from polymmu_ppc64.walks import Mmu, Rights, judged
+from polymmu.arch import Privilege, UserMistake, Walk, WalkFault, hookimpl
+from polymmu_ppc64.hashing import SLB_V, base_page_of, first_of, hash_of, segment_shift_of, vsid_in
+from polymmu_ppc64.walks import Mmu, Refusal, Tables, page
 
-KEY = {Privilege.SUPERVISOR: 0x800, Privilege.USER: 0x400}  # Ks, Kp
-HPTE_V, HPTE_H, HPTE_L, HPTE_SOFTWARE = 0x1, 0x2, 0x4, 0x78
-GUARDED, HPTE_N, PP = 0x8, 0x4, 0x3
-FRAME = ((1 << 60) - 1) & -(1 << 12)  # of an entry, storage key aside
-TABLE = ((1 << 60) - 1) & -(1 << 8)
-LEAF_FRAME = ((1 << 57) - 1) & -(1 << 12)
+PAGE_CODES = {12: ((16, 7), (24, 0x38)), 16: ((16, 1), (24, 8)), 24: ((24, 0),), 34: ((34, 3),)}
+"""By a segment's base page: (log2 of an L=1 entry's page, its code in the low frame bits). POWER7 and POWER8
+firmware's; earlier processors know 4 KiB and 16 MiB only."""
+
+SLB_N = 0x200
+HPTE_H, HPTE_L, HPTE_SOFTWARE = 0x2, 0x4, 0x78
+NO_FETCH = 0xC  # N, or G: guarded
 
 
 def bits(value: int, high: int, low: int) -> int:
-    """Bits high..low, both included."""
-    return value >> low & (1 << high - low + 1) - 1
+    """Bits high..low, both included, where they stand."""
+    return value & (1 << high + 1) - (1 << low)
 
 
-def hpte_rights(second: int, key: bool) -> Rights:
-    """What PP, pp0 and the storage attributes of an entry allow under a key."""
-    pp = second & PP
+def hpte_rights(word: int, second: int, who: Privilege) -> tuple[bool, bool, bool]:
+    """Fetch, load, store: what PP, pp0 and the storage attributes of an entry allow under the segment's key."""
+    pp, key = second & 3, word & (0x400 if who is Privilege.USER else 0x800)  # Kp, Ks
     if second >> 63:
         read, write = pp == 2 and not key, False
     else:
         read, write = not (key and pp == 0), pp == 2 or (pp < 2 and not key)
-    return read, write, read and not second & (HPTE_N | GUARDED)
+    return read and not second & NO_FETCH and not word & SLB_N, read, write
 
 
 def page_of(base: int, first: int, second: int) -> int:
     """Log2 of the page that an entry maps in a segment of 2**base pages; 0: it belongs to no such segment."""
     if not first & HPTE_L:
         return base if base == 12 else 0
-    for page, code in PAGE_CODES[base]:
-        if bits(second, page - 1, 12) == code:
-            return page
-    return 0
+    sizes = (page for page, code in PAGE_CODES[base] if bits(second, page - 1, 12) == code << 12)
+    return next(sizes, 0)
 
 
 @attrs.frozen(kw_only=True)
@@ -70,51 +59,28 @@ class HashImage(Mmu):
     page_shifts: tuple[int, ...] = (12, 16, 24, 34)
     path_steps: tuple[tuple[str, int], ...] = (("v", 8), ("r", 8))
 
-    def segment_of(self, va: int) -> int | None:
-        """The VSID word of the segment that holds ``va``; None: a segment fault."""
-        for esid, word in self.segments:
-            if esid & SLB_V and (va ^ esid) >> segment_shift_of(word) == 0:
-                return word
-        return None
-
-    def walk(
-        self,
-        ram: EntryReader,
-        root: int,
-        va: int,
-        access: Access | None = None,
-        privilege: Privilege = Privilege.SUPERVISOR,
-        asid: int = 0,
-    ) -> Walk:
+    def find(self, tables: Tables, root: int, va: int, who: Privilege) -> Walk:
         """Segment, primary group, secondary group. The first entry that matches decides, also if it refuses."""
-        word = self.segment_of(va)
-        base = None if word is None else BASE_PAGES.get(word & SLB_PAGE)
-        if word is None or base is None:
-            return Walk(va=va, fault=WalkFault.NOT_PRESENT)
-        if access is Access.FETCH and word & SLB_N:
-            return Walk(va=va, fault=WalkFault.NO_PERMISSION)
-        table, groups = root & bits(-1, 63, 18) << 18, 1 << 11 + (root & 31)
-        vsid, segment = vsid_in(word), segment_shift_of(word)
-        found = hash_of(vsid, va, segment, base)
-        wanted = avpn_of(vsid, va, segment, base) | HPTE_V
+        held = (w for esid, w in self.segments if esid & SLB_V and (va ^ esid) >> segment_shift_of(w) == 0)
+        word = next(held, -1)
+        base = base_page_of(word)
+        if word < 0 or not base:
+            raise Refusal(WalkFault.NOT_PRESENT)
+        where = vsid_in(word), va, segment_shift_of(word), base
         for secondary in (0, HPTE_H):
-            group = (~found if secondary else found) & groups - 1
-            for slot in range(8):
-                place = table + group * 128 + slot * 16
-                if place + 16 > ram.size:
-                    return Walk(va=va, fault=WalkFault.TABLE_UNREADABLE)
-                first = ram.read_entry(place, 8, "big")
-                if first & ~(HPTE_SOFTWARE | HPTE_L) != wanted | secondary:
+            chosen = ~hash_of(*where) if secondary else hash_of(*where)
+            group = bits(root, 63, 18) + (chosen & (1 << 11 + (root & 31)) - 1) * 128
+            for place in range(group, group + 128, 16):
+                first = tables.read(place)
+                if first & ~(HPTE_SOFTWARE | HPTE_L) != first_of(*where) | secondary:
                     continue
-                second = ram.read_entry(place + 8, 8, "big")
-                page = page_of(base, first, second)
-                if not page:
-                    continue
-                rights = {who: hpte_rights(second, bool(word & key)) for who, key in KEY.items()}
-                path = ((0, place, first), (1, place + 8, second))
-                user = any(rights[Privilege.USER])
-                return judged(va, second & FRAME, page, rights[privilege], user, access, path)
-        return Walk(va=va, fault=WalkFault.NOT_PRESENT)
+                second = tables.read(place + 8)
+                shift = page_of(base, first, second)
+                if shift:
+                    tables.path += (0, place, first), (1, place + 8, second)
+                    user = any(hpte_rights(word, second, Privilege.USER))
+                    return page(va, shift, bits(second, 59, 12), hpte_rights(word, second, who), user)
+        raise Refusal(WalkFault.NOT_PRESENT)
 
 
 @attrs.frozen(kw_only=True)
@@ -130,81 +96,49 @@ class RadixImage(Mmu):
         *((f"level{n}", 8) for n in range(8)),
     )
 
-    def walk(
-        self,
-        ram: EntryReader,
-        root: int,
-        va: int,
-        access: Access | None = None,
-        privilege: Privilege = Privilege.SUPERVISOR,
-        asid: int = 0,
-    ) -> Walk:
+    def find(self, tables: Tables, root: int, va: int, who: Privilege) -> Walk:
         """The process table, whose address goes through the partition's own tree, then the process's tree."""
-        path: list[tuple[int, int, int]] = []
         quadrant = va >> 62
         if quadrant not in (0, 3):
-            return Walk(va=va, fault=WalkFault.NOT_PRESENT)
-        partition, processes = self.read(ram, root, 0, path), self.read(ram, root + 8, 0, [])
-        if partition is None or processes is None:
-            return Walk(va=va, fault=WalkFault.TABLE_UNREADABLE, path=tuple(path))
+            raise Refusal(WalkFault.NOT_PRESENT)
+        partition, processes = tables.read(root, 0), tables.read(root + 8)
         pid = self.pid if quadrant == 0 else 0
-        if pid * 16 >= 1 << bits(processes, 4, 0) + 12:
-            return Walk(va=va, fault=WalkFault.NOT_PRESENT, path=tuple(path))
-        entry = self.tree(ram, partition, (processes & bits(-1, 59, 12) << 12) + pid * 16, [])
-        process = None if entry.pa is None else self.read(ram, entry.pa, 1, path)
-        if process is None:
-            return Walk(va=va, fault=WalkFault.TABLE_UNREADABLE, path=tuple(path))
-        return self.tree(ram, process, va, path, access, privilege)
+        if pid * 16 >= 1 << (processes & 31) + 12:
+            raise Refusal(WalkFault.NOT_PRESENT)
+        place = bits(processes, 59, 12) + pid * 16
+        entry = self.follow(Tables(tables.ram), partition, place, Privilege.SUPERVISOR).pa
+        assert entry is not None
+        return self.follow(tables, tables.read(entry, 1), va, who)
 
-    def read(self, ram: EntryReader, place: int, level: int, path: list[tuple[int, int, int]]) -> int | None:
-        """One doubleword, noted in the path; None where there is no memory."""
-        if not 0 <= place <= ram.size - 8:
-            return None
-        entry = ram.read_entry(place, 8, "big")
-        path.append((level, place, entry))
-        return entry
-
-    def tree(
-        self,
-        ram: EntryReader,
-        descriptor: int,
-        va: int,
-        path: list[tuple[int, int, int]],
-        access: Access | None = None,
-        privilege: Privilege = Privilege.SUPERVISOR,
-    ) -> Walk:
+    def follow(self, tables: Tables, descriptor: int, va: int, who: Privilege) -> Walk:
         """Follow the tree that a root descriptor names."""
-        below = va & (1 << 62) - 1
-        shift = 31 + (bits(descriptor, 62, 61) << 3 | bits(descriptor, 7, 5))
+        below = bits(va, 61, 0)
+        shift = 31 + (bits(descriptor, 62, 61) >> 58 | bits(descriptor, 7, 5) >> 5)
         if below >> shift:
-            return Walk(va=va, fault=WalkFault.NOT_PRESENT, path=tuple(path))
-        table, index_bits = descriptor & TABLE, bits(descriptor, 4, 0)
+            raise Refusal(WalkFault.NOT_PRESENT)
+        table, index_bits = bits(descriptor, 59, 8), descriptor & 31
         for level in range(2, 10):
             if not 0 < index_bits <= shift:
                 break
             shift -= index_bits
-            index = bits(below, shift + index_bits - 1, shift)
-            entry = self.read(ram, table + index * 8, level, path)
-            if entry is None:
-                return Walk(va=va, fault=WalkFault.TABLE_UNREADABLE, path=tuple(path))
+            entry = tables.read(table + (below >> shift & (1 << index_bits) - 1) * 8, level)
             if not entry >> 63:
-                return Walk(va=va, fault=WalkFault.NOT_PRESENT, path=tuple(path))
+                raise Refusal(WalkFault.NOT_PRESENT)
             if entry >> 62 & 1:
                 user = not entry & 8
-                allowed = user or privilege is Privilege.SUPERVISOR
-                read, write, execute = bool(entry & 6), bool(entry & 2), bool(entry & 1)
-                rights = (allowed and read, allowed and write, allowed and execute)
-                return judged(va, entry & LEAF_FRAME, shift, rights, user, access, path)
-            table, index_bits = entry & TABLE, bits(entry, 4, 0)
-        return Walk(va=va, fault=WalkFault.RESERVED_BIT, path=tuple(path))
+                right = entry if user or who is Privilege.SUPERVISOR else 0
+                may = right & 1 != 0, right & 6 != 0, right & 2 != 0
+                return page(va, shift, bits(entry, 56, 12), may, user)
+            table, index_bits = bits(entry, 59, 8), entry & 31
+        raise Refusal(WalkFault.RESERVED_BIT)
 
 
 def segments_in(registers: Mapping[str, int]) -> tuple[tuple[int, int], ...]:
     """The buffer's entries among the registers, in order of their numbers."""
     numbers = set()
     for name in registers:
-        if name.split(".")[0] == "slb":
-            parts = name.split(".")
+        parts = name.split(".")
+        if parts[0] == "slb":
             if len(parts) != 3 or not parts[1].isdecimal() or parts[2] not in ("0", "1"):
                 raise UserMistake(f"{name} is no entry of the segment buffer; give slb=INDEX:ESID:VSID")
             numbers.add(int(parts[1]))

@@ -41,69 +41,66 @@ from polymmu.arch import (
     step,
     write_entry,
 )
+from polymmu_ppc64 import hashing
 from polymmu_ppc64.formats import ACCESSED, EXEC, PRESENT, RW, SLOT, USER
 from polymmu_ppc64.formats import DIRTY as P_DIRTY
-from polymmu_ppc64.hashing import (
-    avpn_step,
-    hash_step,
-    hpte_flags_step,
-    segment_shift_step,
-    slb_esid_step,
-    vsid_in_step,
-    vsid_step,
-)
+
+base_page = step(hashing.base_page_of)
+first_of = step(hashing.first_of)
+hash_of = step(hashing.hash_of)
+segment_shift_of = step(hashing.segment_shift_of)
+slb_esid = step(hashing.slb_esid)
+vsid_in = step(hashing.vsid_in)
+vsid_of = step(hashing.vsid_of)
 
 HTAB = 0  # physical address of the hash table
 GROUP_MASK = 1  # its groups - 1
-CONTEXT_SHIFT = 2  # where the context stands in a proto-VSID of a 256 MiB segment
+THREE_LEVELS = 2  # 1: Linux 2.6.12
 BIG_SEGMENTS = 3  # 1: from 1 TiB on segments of 1 TiB
-SEGMENT_KEYS = 4  # Ks, Kp and class of a user's segment
-HASHED = 5  # the pte bit that says that the hash table has it
-PFN_SHIFT = 6
-LOW_SLICES = 7  # a nibble per 256 MiB below 4 GiB: not 0 means huge pages
-HIGH_SLICES = 8  # a nibble per 2**HIGH_SHIFT bytes
-HIGH_SHIFT = 9
-HUGE_ROOT = 10  # 2.6.12: the tree of huge pages; -1: none
-USER_BITS = 11  # log2 of the user's address space
-NEXT_SLB = 12  # the slot that the next segment takes
-LAST_SLB = 13  # where a segment was found last
-EVICTED = 14  # entries evicted; stands for the timebase
-PAGE_SHIFT = 15
-READS = 16  # scratch: hash-table and Linux entries read for this miss
-EVICTIONS = 17  # scratch: not counted as events yet
-LEVELS = 20  # rows of the Linux tables, top first: shift, index mask, bytes
-HUGE_LEVELS = 36  # rows of the separate tree
+HASHED = 4  # the pte bit that says that the hash table has it
+PFN_SHIFT = 5
+PAGE_SHIFT = 6
+SLICES = 7  # where huge pages are: a bit per 256 MiB below 4 GiB, from bit 16 on per 512 GiB or 1 TiB
+HUGE_ROOT = 8  # 2.6.12: the tree of huge pages; -1: none
+USER_BITS = 9  # log2 of the user's address space
+NEXT_SLB = 10  # the slot that the next segment takes
+LAST_SLB = 11  # where a segment was found last
+EVICTED = 12  # entries evicted; stands for the timebase
+READS = 13  # scratch: hash-table and Linux entries read for this miss
+EVICTIONS = 14  # scratch: not counted as events yet
+LEVELS = 20  # rows of the Linux tables, top first: shift, index mask, bytes, whether more follow
+HUGE_TREE = 36  # the row of the separate tree's root
+HUGE_PTES = 40  # the row of a table of huge ptes
 SLB = 48  # 64 entries: ESID word, VSID word
 SLB_WORDS = 128
 FIRST_SLOT = SLB + 2 * 3  # linear mapping, vmalloc and kernel stack are bolted
 SLB_MISS, HASH_FAULT, EVICTION = EVENTS, EVENTS + 1, EVENTS + 2
 NOT_PRESENT, NO_PERMISSION = 1, 3  # WalkFault
 FETCH, STORE = 0, 2  # Access
-SLOT_SHIFT, HUGE_SHIFT = 12, 24
-ADDRESS = (1 << 60) - 1  # of a table, in an entry that holds its kernel address
+HUGE_SHIFT = 24
+HUGEPD_ADDRESS = (1 << 60) - 64
+TABLE_ADDRESS = (1 << 60) - 1
 HPTE_SOFTWARE = 0x78
 HPTE_FRAME = ((1 << 50) - 1) << 12
-PTEG, HPTE = 128, 16
 
 
+# ------------------------------------------------------------------ segments
 @step
-def page_shift_step(words: Words, at: int, ea: int) -> int:
+def page_shift_at(words: Words, at: int, ea: int) -> int:
     """Log2 of the pages that a user's segment holds."""
-    if ea >> 32:
-        code = words[at + HIGH_SLICES] >> (ea >> words[at + HIGH_SHIFT] << 2) & 15
-    else:
-        code = words[at + LOW_SLICES] >> (ea >> 28 << 2) & 15
-    return HUGE_SHIFT if code else words[at + PAGE_SHIFT]
+    area = 16 + (ea >> 40 - words[at + THREE_LEVELS]) if ea >> 32 else ea >> 28
+    return HUGE_SHIFT if words[at + SLICES] >> area & 1 else words[at + PAGE_SHIFT]
 
 
 @step
-def vsid_word_step(words: Words, at: int, context: int, ea: int, page_shift: int) -> int:
+def segment_word(words: Words, at: int, context: int, ea: int, page: int) -> int:
     """The second word of the buffer entry for a user's segment."""
-    size = 0 if page_shift == 12 else 0x110 if page_shift == 16 else 0x100
-    keys = words[at + SEGMENT_KEYS] | size
+    is_old = words[at + THREE_LEVELS]
+    keys = 0xC00 if is_old else 0xC80  # Ks, Kp, and as of 2.6.14 the user's class
+    keys |= 0 if page == 12 else 0x110 if page == 16 else 0x100
     if words[at + BIG_SEGMENTS] and ea >> 40:
-        return 1 << 62 | vsid_step(context << 4 | ea >> 40, 40) << 24 | keys
-    return vsid_step(context << words[at + CONTEXT_SHIFT] | ea >> 28, 28) << 12 | keys
+        return 1 << 62 | vsid_of(context << 4 | ea >> 40, 40) << 24 | keys
+    return vsid_of(context << 16 - is_old | ea >> 28, 28) << 12 | keys
 
 
 @step
@@ -113,7 +110,7 @@ def find_segment(state: Words, ea: int) -> int:
     Beyond the user's addresses the handler gives VSID 0, which no entry of the hash table has.
     """
     is_user = ea >> state[MMU + USER_BITS] == 0
-    esid = slb_esid_step(ea, 40 if is_user and state[MMU + BIG_SEGMENTS] and ea >> 40 else 28)
+    esid = slb_esid(ea, 40 if is_user and state[MMU + BIG_SEGMENTS] and ea >> 40 else 28)
     last = MMU + state[MMU + LAST_SLB]
     if state[last] == esid:
         return state[last + 1]
@@ -127,153 +124,116 @@ def find_segment(state: Words, ea: int) -> int:
     state[MMU + LAST_SLB] = slot
     word = 0
     if is_user:
-        context = space_of(state, ea)
-        word = vsid_word_step(state, MMU, context, ea, page_shift_step(state, MMU, ea))
+        word = segment_word(state, MMU, space_of(state, ea), ea, page_shift_at(state, MMU, ea))
     state[MMU + slot] = esid
     state[MMU + slot + 1] = word
     return word
 
 
+# ------------------------------------------------------------------ hash table
 @step
-def base_page(vsid_word: int) -> int:
-    """Log2 of a segment's pages."""
-    size = vsid_word & 0x130
-    return 12 if size == 0 else 16 if size == 0x110 else HUGE_SHIFT
-
-
-@step
-def wanted(vsid_word: int, ea: int) -> int:
+def wanted(word: int, ea: int) -> int:
     """The first doubleword of a primary entry for ``ea``, its software bits zero."""
-    page = base_page(vsid_word)
-    avpn = avpn_step(vsid_in_step(vsid_word), ea, segment_shift_step(vsid_word), page)
-    return avpn | 1 | (4 if page != 12 else 0)
+    first = first_of(vsid_in(word), ea, segment_shift_of(word), base_page(word))
+    return first if base_page(word) == 12 else first | 4
 
 
 @step
-def hash_for(vsid_word: int, ea: int) -> int:
-    """The hash of ``ea`` in its segment."""
-    vsid = vsid_in_step(vsid_word)
-    return hash_step(vsid, ea, segment_shift_step(vsid_word), base_page(vsid_word))
+def slot_at(words: Words, at: int, word: int, ea: int, slot: int) -> int:
+    """Physical address of an entry: slot 0 to 7 of the primary group of ``ea``, 8 to 15 of the secondary one."""
+    found = hash_of(vsid_in(word), ea, segment_shift_of(word), base_page(word)) ^ -(slot >> 3)
+    return words[at + HTAB] + (found & words[at + GROUP_MASK]) * 128 + (slot & 7) * 16
 
 
 @step
-def size_code(page_shift: int) -> int:
-    """What an entry's frame number says about its size, in place; a 4 KiB page's says nothing."""
-    return 1 << 12 if page_shift == 16 else 0
+def is_entry(words: Words, at: int, ram: Words, word: int, ea: int, slot: int) -> bool:
+    """Whether ``slot`` has the entry of ``ea``. Every entry looked at is a read."""
+    words[at + READS] += 1
+    first = read_entry(ram, slot_at(words, at, word, ea, slot), 8, 1)
+    return first & ~HPTE_SOFTWARE == wanted(word, ea) | slot >> 3 << 1
 
 
 @step
-def group_at(words: Words, at: int, found: int, secondary: int) -> int:
-    """Physical address of the group that a hash chooses."""
-    return words[at + HTAB] + ((found ^ -secondary) & words[at + GROUP_MASK]) * PTEG
-
-
-@step
-def search(words: Words, at: int, ram: Words, vsid_word: int, ea: int) -> int:
-    """Where the hash table has the entry for ``ea``; -1: nowhere. Every entry looked at is a read.
-
-    An entry whose page is not of the segment's base size is passed over: none of these kernels makes one.
-    """
-    first = wanted(vsid_word, ea)
-    found = hash_for(vsid_word, ea)
-    page = base_page(vsid_word)
-    code_mask = 0 if page == 12 else (1 << page) - (1 << 12)
-    for secondary in range(2):
-        group = group_at(words, at, found, secondary)
-        for place in range(group, group + PTEG, HPTE):
-            words[at + READS] += 1
-            is_ours = read_entry(ram, place, 8, 1) & ~HPTE_SOFTWARE == first | secondary << 1
-            if is_ours and read_entry(ram, place + 8, 8, 1) & code_mask == size_code(page):
-                return place
+def search(words: Words, at: int, ram: Words, word: int, ea: int) -> int:
+    """Where the hash table has the entry for ``ea``; -1: nowhere. All are of the segment's base size here."""
+    for slot in range(16):
+        if is_entry(words, at, ram, word, ea, slot):
+            return slot_at(words, at, word, ea, slot)
     return -1
 
 
 @step
-def write_hpte(ram: Words, place: int, first: int, second: int) -> None:
-    """Fill an entry: the half that makes it valid comes last."""
-    write_entry(ram, place + 8, 8, 1, second)
-    write_entry(ram, place, 8, 1, first)
-
-
-@step
-def insert(words: Words, at: int, ram: Words, found: int, first: int, second: int) -> int:
-    """Put an entry into a free slot of its primary, else secondary group, else in place of another.
-
-    Returns the slot, and 8 more in the secondary group: what the pte remembers.
-    """
-    for secondary in range(2):
-        group = group_at(words, at, found, secondary)
-        for slot in range(8):
-            words[at + READS] += 1
-            if read_entry(ram, group + slot * HPTE, 8, 1) & 1 == 0:
-                write_hpte(ram, group + slot * HPTE, first | secondary << 1, second)
-                return secondary << 3 | slot
+def slot_for(words: Words, at: int, ram: Words, word: int, ea: int) -> int:
+    """The slot that a new entry takes: a free one of its primary, else secondary group, else another's."""
+    for slot in range(16):
+        words[at + READS] += 1
+        if read_entry(ram, slot_at(words, at, word, ea, slot), 8, 1) & 1 == 0:
+            return slot
     clock = words[at + EVICTED]
     words[at + EVICTED] = clock + 1
     words[at + EVICTIONS] += 1
-    secondary = clock & 1
-    slot = clock >> 1 & 7
-    write_hpte(ram, group_at(words, at, found, secondary) + slot * HPTE, first | secondary << 1, second)
-    return secondary << 3 | slot
+    return (clock & 1) << 3 | clock >> 1 & 7
 
 
 @step
-def recorded_at(words: Words, at: int, ram: Words, vsid_word: int, ea: int, pte: int) -> int:
-    """Where a hashed pte's entry is: at the slot it remembers, if it still is there; else -1."""
-    slot = pte >> SLOT_SHIFT & 15
-    place = group_at(words, at, hash_for(vsid_word, ea), slot >> 3) + (slot & 7) * HPTE
-    first = wanted(vsid_word, ea) | slot >> 3 << 1
-    words[at + READS] += 1
-    return place if read_entry(ram, place, 8, 1) & ~HPTE_SOFTWARE == first else -1
+def flags_of(pte: int) -> int:
+    """The low bits of the second doubleword that Linux makes of a pte.
+
+    PP 2 (user may write) only where the pte is writable and dirty; a clean page is read-only to hardware, so that
+    its first store traps. N where the pte is not executable; C is set at once.
+    """
+    flags = (pte & 0x1FE ^ 0x4) | P_DIRTY
+    return flags | 1 if pte & USER and pte & (RW | P_DIRTY) != RW | P_DIRTY else flags
 
 
 @step
-def enter(words: Words, at: int, ram: Words, vsid_word: int, ea: int, ptep: int, pte: int) -> bool:
-    """Let the hash table say what ``pte`` does, and the pte in memory where; whether an entry was changed."""
-    page = base_page(vsid_word)
+def enter(words: Words, at: int, ram: Words, word: int, ea: int, ptep: int, pte: int) -> bool:
+    """Let the hash table say what ``pte`` does, and the pte in memory in which slot; whether one was changed."""
+    slot = pte >> 12 & 15
+    is_there = pte & words[at + HASHED] != 0 and is_entry(words, at, ram, word, ea, slot)
+    if not is_there:
+        slot = slot_for(words, at, ram, word, ea)
+        pte = pte & ~SLOT | slot << 12 | words[at + HASHED]
+    place = slot_at(words, at, word, ea, slot)
     frame = (pte >> words[at + PFN_SHIFT]) << words[at + PAGE_SHIFT] & HPTE_FRAME
-    second = frame | size_code(page) | hpte_flags_step(pte)
-    place = recorded_at(words, at, ram, vsid_word, ea, pte) if pte & words[at + HASHED] else -1
-    if place >= 0:
-        write_entry(ram, place + 8, 8, 1, second)
-    else:
-        slot = insert(words, at, ram, hash_for(vsid_word, ea), wanted(vsid_word, ea), second)
-        pte = pte & ~SLOT | slot << SLOT_SHIFT | words[at + HASHED]
+    size = 1 << 12 if base_page(word) == 16 else 0  # the size code of 64 KiB; the others have none
+    write_entry(ram, place + 8, 8, 1, frame | size | flags_of(pte))
+    if not is_there:  # the half that makes it valid comes last
+        write_entry(ram, place, 8, 1, wanted(word, ea) | slot >> 3 << 1)
     write_entry(ram, ptep, 8, 1, pte)
-    return place >= 0
+    return is_there
 
 
+# ------------------------------------------------------------------ Linux's tables
 @step
 def find_pte(state: Words, ram: Words, root: int, ea: int) -> int:
-    """Physical address of the pte for ``ea``, of a huge page too; -1 where a table is missing."""
+    """The pte for ``ea``, of a huge page too, 0 where a table is missing; FAULT_PLACE says where it is."""
     if ea >> state[MMU + USER_BITS]:
-        return -1
-    is_huge = page_shift_step(state, MMU, ea) == HUGE_SHIFT
+        return 0
     row = MMU + LEVELS
     table = root
-    if is_huge and state[MMU + HUGE_LEVELS]:
-        row = MMU + HUGE_LEVELS
+    if state[MMU + THREE_LEVELS] and page_shift_at(state, MMU, ea) == HUGE_SHIFT:
+        row = MMU + HUGE_TREE
         table = state[MMU + HUGE_ROOT]
     while True:
         nbytes = state[row + 2]
         place = table + (ea >> state[row] & state[row + 1]) * nbytes
         if table < 0 or place + nbytes > state[RAM_BYTES]:
-            return -1
-        if state[row + 3] == 0:
-            return place
+            return 0
         entry = read_entry(ram, place, nbytes, 1)
         state[MMU + READS] += 1
         state[FAULT_PLACE] = place
         state[FAULT_ENTRY] = entry
-        if entry == 0:
-            return -1
+        if entry == 0 or state[row + 3] == 0:
+            return entry
+        row += 4
         if nbytes == 4:  # 2.6.12: the table's frame number
             table = entry << 12
-        elif is_huge and entry > 0:  # a hugepd: kernel address without its top bit, and the page's size
-            return (entry & ADDRESS & -64) + ((ea & (1 << state[row]) - 1) >> (entry & 63)) * 8
-        else:
-            table = entry & ADDRESS
-        row += 4
+        elif entry < 0:  # kernel address
+            table = entry & TABLE_ADDRESS
+        else:  # a hugepd: kernel address without its top bit, and the page's size
+            table = entry & HUGEPD_ADDRESS
+            row = MMU + HUGE_PTES
 
 
 @step
@@ -293,50 +253,30 @@ def rights(readable: int, writable: int, executable: int) -> int:
 
 
 @step
-def hash_page(state: Words, ram: Words, ea: int, access: int, vsid_word: int) -> int:
+def hash_page(state: Words, ram: Words, ea: int, access: int, word: int) -> int:
     """The hash fault handler: 0 once the hash table has the page, else why it is a page fault."""
-    place = find_pte(state, ram, state[ROOT], ea)
-    if place < 0:
-        return NOT_PRESENT
-    pte = read_entry(ram, place, 8, 1)
-    state[MMU + READS] += 1
+    pte = find_pte(state, ram, state[ROOT], ea)
     fault = refusal(pte, access)
-    if fault:
-        state[FAULT_PLACE] = place
-        state[FAULT_ENTRY] = pte
-        return fault
-    pte |= ACCESSED | P_DIRTY if access == STORE else ACCESSED
-    enter(state, MMU, ram, vsid_word, ea, place, pte)
-    return 0
-
-
-@step
-def is_writable_pte(state: Words, ram: Words, ea: int) -> bool:
-    """Whether a store may succeed though hardware refuses it, the page being clean. No part of the machine asks:
-    it is what makes a TLB entry ask again at its first store, as the trap would. So it is not counted."""
-    reads = state[MMU + READS]
-    place = find_pte(state, ram, state[ROOT], ea)
-    state[MMU + READS] = reads
-    return place >= 0 and read_entry(ram, place, 8, 1) & RW != 0
+    if fault == 0:
+        pte |= ACCESSED | P_DIRTY if access == STORE else ACCESSED
+        enter(state, MMU, ram, word, ea, state[FAULT_PLACE], pte)
+    return fault
 
 
 @step
 def peek(state: Words, ram: Words, ea: int, access: int) -> int:
     """What Linux's tables say."""
     root = state[WALK_ROOT]
-    place = find_pte(state, ram, state[ROOT] if root < 0 else root, ea)
-    if place < 0:
-        return NOT_PRESENT
-    pte = read_entry(ram, place, 8, 1)
+    pte = find_pte(state, ram, state[ROOT] if root < 0 else root, ea)
     fault = refusal(pte, access)
     if fault:
         return fault
     info = rights(pte & USER and 1, pte & RW and 1, pte & EXEC and 1)
     frame = (pte >> state[MMU + PFN_SHIFT]) << state[MMU + PAGE_SHIFT] & HPTE_FRAME
-    page = page_shift_step(state, MMU, ea)
-    return give(state, frame, page, info | DIRTY if pte & P_DIRTY else info, 0)
+    return give(state, frame, page_shift_at(state, MMU, ea), info | DIRTY if pte & P_DIRTY else info, 0)
 
 
+# ------------------------------------------------------------------ what is called
 @kernel
 def ppc64_miss(state: Words, ram: Words, va: int, access: int, mode: int) -> int:
     """The miss routine; see the top of this file."""
@@ -349,24 +289,28 @@ def ppc64_miss(state: Words, ram: Words, va: int, access: int, mode: int) -> int
     if mode == PEEK:
         return peek(state, ram, va, access)
     state[WALKS] += 1
-    vsid_word = find_segment(state, va)
+    word = find_segment(state, va)
     fault = 0
     for is_retry in range(2):  # a handler that changes nothing would be called for ever
-        place = search(state, MMU, ram, vsid_word, va)
+        place = search(state, MMU, ram, word, va)
         second = read_entry(ram, place + 8, 8, 1) if place >= 0 else 0
         protection = second & 3 if place >= 0 else 0
         may = rights(protection != 0, protection == 2, second & 0xC == 0)
         if may >> (USER_RIGHTS + access) & 1:
-            if protection == 3 and is_writable_pte(state, ram, va):
+            reads = state[MMU + READS]
+            if protection == 3 and find_pte(state, ram, state[ROOT], va) & RW:
+                # A clean page: the TLB entry is to ask again at its first store, as the trap would. No part of the
+                # machine looks at the pte for that, so it is not counted.
                 may = may | 4 << SUPERVISOR_RIGHTS | 4 << USER_RIGHTS
-            page = base_page(vsid_word)
+            state[MMU + READS] = reads
+            page = base_page(word)
             may = may | DIRTY if protection == 2 else may
             fault = give(state, second & HPTE_FRAME & -(1 << page), page, may, 0)
             break
         fault = NO_PERMISSION
         if not is_retry:
             state[HASH_FAULT] += 1
-            fault = hash_page(state, ram, va, access, vsid_word)
+            fault = hash_page(state, ram, va, access, word)
             if fault:
                 break
     state[REFERENCES] += state[MMU + READS]
@@ -376,25 +320,23 @@ def ppc64_miss(state: Words, ram: Words, va: int, access: int, mode: int) -> int
 
 
 @kernel
-def preload(words: Words, ram: Words, context: int, ea: int, ptep: int, n: int, page_shift: int) -> int:
+def preload(words: Words, ram: Words, context: int, ea: int, ptep: int, n: int, page: int) -> int:
     """Enter a run of young ptes into the hash table; how many entries were changed, not made."""
     changed = 0
     for k in range(n):
         pte = read_entry(ram, ptep + 8 * k, 8, 1)
         if ~pte & (PRESENT | USER | ACCESSED) == 0:
-            address = ea + (k << page_shift)
-            word = vsid_word_step(words, 0, context, address, page_shift)
+            address = ea + (k << page)
+            word = segment_word(words, 0, context, address, page)
             changed += enter(words, 0, ram, word, address, ptep + 8 * k, pte)
     return changed
 
 
 @kernel
-def drop_hptes(
-    words: Words, ram: Words, context: int, addresses: Words, ptes: Words, page_shift: int
-) -> None:
+def drop_hptes(words: Words, ram: Words, context: int, addresses: Words, ptes: Words, page: int) -> None:
     """Make the entries invalid that a batch of old ptes remembers, where they still are."""
     for k in range(addresses.size):
-        word = vsid_word_step(words, 0, context, addresses[k], page_shift)
-        place = recorded_at(words, 0, ram, word, addresses[k], ptes[k])
-        if place >= 0:
-            write_entry(ram, place, 8, 1, 0)
+        word = segment_word(words, 0, context, addresses[k], page)
+        slot = ptes[k] >> 12 & 15
+        if is_entry(words, 0, ram, word, addresses[k], slot):
+            write_entry(ram, slot_at(words, 0, word, addresses[k], slot), 8, 1, 0)

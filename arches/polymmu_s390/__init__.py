@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import attrs
+from attrs import field
+
 from polymmu.arch import (
     AddressLimits,
     ArchKernel,
@@ -20,29 +23,63 @@ from polymmu.arch import (
     FaultInfo,
     RadixLayout,
     UserMistake,
+    doc,
     hookimpl,
     mm_struct,
 )
-from polymmu_s390 import dat_kernels, formats, keys, tables, tlbflush
-from polymmu_s390.config import S390Config, config_of
-from polymmu_s390.dat import TRANSLATION_CODES, Dat
-from polymmu_s390.formats import (
-    CR0_EDAT,
-    CR0_IEP,
-    ESA,
-    LAYOUTS,
-    PTE_PROTECTIONS,
-    SEGMENT_PROTECTIONS,
-    SEGMENT_SIZE,
-    TASK_SIZE,
-)
-from polymmu_s390.tlbflush import Context
-
-__all__ = ["S390Config"]
-
-MIB = 1 << 20
+from polymmu_s390 import dat, formats, keys, tables, tlbflush
+from polymmu_s390.formats import CR0_EDAT, CR0_IEP, ESA, LAYOUTS, SEGMENT_SIZE, TASK_SIZE
 
 SPACES = {None: "cr1", "primary": "cr1", "secondary": "cr7", "home": "cr13"}
+
+
+@attrs.frozen(kw_only=True)
+class S390Config:
+    """The ``s390`` section of a machine file."""
+
+    mode: str = field(
+        default="z", metadata=doc("z (z/Architecture) or esa (ESA/390, 31 bits)", choices=("z", "esa"))
+    )
+    levels: int = field(
+        default=3,
+        metadata=doc("levels a program begins with: 2 (a 31-bit program, for good), 3 (grows to 4) or 4; z only",
+                     minimum=2, maximum=4),
+    )  # fmt: skip
+    edat: int = field(
+        default=0,
+        metadata=doc("enhanced DAT: 1 from z10 on (1 MiB pages), 2 from zEC12 on (2 GiB too); z only",
+                     minimum=0, maximum=2),
+    )  # fmt: skip
+    iep: bool = field(
+        default=False, metadata=doc("instruction-execution protection (z14), where CR0 enables it; z only")
+    )
+    idte: bool = field(
+        default=False, metadata=doc("the IDTE instruction (z990); without it whole TLBs are purged; z only")
+    )
+    strict: bool = field(
+        default=False,
+        metadata=doc("bits 52 and 55 of a pte must be right even where it is invalid or has no use for them"),
+    )
+
+    @property
+    def is_esa(self) -> bool:
+        """Not z/Architecture."""
+        return self.mode == "esa"
+
+    @property
+    def is_31_bit(self) -> bool:
+        """Whether programs have two levels for good."""
+        return self.is_esa or self.levels == 2
+
+    @property
+    def has_idte(self) -> bool:
+        """Whether one mm, or one segment, can be purged."""
+        return self.idte and not self.is_esa
+
+    @property
+    def has_large_pages(self) -> bool:
+        """Whether a segment entry may map 1 MiB."""
+        return self.edat >= 1 and not self.is_esa
 
 
 # ---------------------------------------------------------------------- shape
@@ -64,7 +101,7 @@ def boot_registers(section: S390Config) -> dict[str, int]:
 @hookimpl
 def page_table_layout(section: S390Config) -> RadixLayout:
     """The most levels that an mm may come to have."""
-    return ESA if section.is_esa else LAYOUTS[max(section.levels, 4) if section.levels > 2 else 2]
+    return ESA if section.is_esa else LAYOUTS[2 if section.is_31_bit else 4]
 
 
 @hookimpl
@@ -73,9 +110,9 @@ def entry_format(section: S390Config, level: int) -> EntryFormat:
 
 
 @hookimpl
-def translation(section: S390Config, registers: Mapping[str, int]) -> Dat:
+def translation(section: S390Config, registers: Mapping[str, int]) -> dat.Dat:
     cr0 = registers.get("cr0", 0)
-    return Dat(
+    return dat.Dat(
         esa=section.is_esa,
         edat=section.edat if section.has_large_pages and cr0 & CR0_EDAT else 0,
         iep=bool(section.iep and not section.is_esa and cr0 & CR0_IEP),
@@ -96,12 +133,11 @@ def root_of(section: S390Config, registers: Mapping[str, int], space: str | None
 @hookimpl
 def address_limits(section: S390Config) -> AddressLimits:
     """The stack and what is placed by itself lie below what a new program's levels reach."""
-    levels = 2 if section.is_esa else section.levels
-    top, last = TASK_SIZE[min(levels, 3)], TASK_SIZE[2 if levels == 2 else 4]
+    top, last = TASK_SIZE[2 if section.is_31_bit else 3], TASK_SIZE[2 if section.is_31_bit else 4]
     return AddressLimits(
         task_size=last,
         mm_vm_size=last,
-        mmap_base=top - 128 * MIB,
+        mmap_base=top - (128 << 20),
         stack_top=top,
         start_brk=top // 3 * 2 & -SEGMENT_SIZE,
         va_bits=31 if section.is_esa else 64,
@@ -115,7 +151,7 @@ def huge_page_sizes(section: S390Config) -> tuple[int, ...]:
 
 @hookimpl
 def huge_protections() -> tuple[int, ...]:
-    return SEGMENT_PROTECTIONS
+    return formats.SEGMENT_PROTECTIONS
 
 
 @hookimpl
@@ -125,7 +161,7 @@ def byte_order() -> str:
 
 @hookimpl
 def page_protections() -> tuple[int, ...]:
-    return PTE_PROTECTIONS
+    return formats.PTE_PROTECTIONS
 
 
 # ------------------------------------------------------------------- contexts
@@ -134,8 +170,8 @@ def init_new_context(mm: mm_struct, like: mm_struct | None) -> None:
     kernel: ArchKernel = mm.kernel
     if kernel.arch_state is None:
         keys.power_on(kernel)
-    mm.context = Context()
-    section = config_of(mm)
+    mm.context = tlbflush.Context()
+    section: S390Config = kernel.description.section
     if like is None and not section.is_esa:
         mm.layout = LAYOUTS[section.levels]
         mm.task_size = TASK_SIZE[section.levels]
@@ -167,23 +203,18 @@ grow_task_size = tables.grow_task_size
 
 # --------------------------------------------------------------------- faults
 KINDS = {
-    dat_kernels.PROTECTION: "protection",
-    dat_kernels.ADDRESSING: "reserved",
-    dat_kernels.SPECIFICATION: "reserved",
-    dat_kernels.ASCE_TYPE: "non_canonical",
-    **dict.fromkeys(TRANSLATION_CODES, "not_present"),
+    dat.PROTECTION & dat.CODE: "protection",
+    dat.ADDRESSING & dat.CODE: "reserved",
+    dat.SPECIFICATION & dat.CODE: "reserved",
+    dat.ASCE_TYPE & dat.CODE: "non_canonical",
 }
-FAULTS = {
-    (code | access << dat_kernels.ACCESS_SHIFT | user << dat_kernels.USER_SHIFT): FaultInfo(
-        access=name, kind=kind, user=bool(user)
-    )
-    for code, kind in KINDS.items()
-    for access, name in enumerate(("fetch", "load", "store"))
-    for user in (0, 1)
-}
-"""Made once: a fault is on a hot path."""
+"""By interruption code; all others are translation exceptions."""
 
 
 @hookimpl
 def decode_fault(code: int) -> FaultInfo:
-    return FAULTS[code]
+    return FaultInfo(
+        access=("fetch", "load", "store")[code >> dat.ACCESS_SHIFT & 3],
+        kind=KINDS.get(code & dat.CODE, "not_present"),
+        user=bool(code >> dat.USER_SHIFT),
+    )

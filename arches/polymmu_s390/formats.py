@@ -16,17 +16,7 @@ z/Architecture Principles of Operation, ch. 3 "Dynamic Address Translation"; Lin
 from __future__ import annotations
 
 from polymmu.arch import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, EntryFormat, Field, RadixLayout
-from polymmu_s390.dat_kernels import (
-    BIT_55,
-    ENTRY_INVALID,
-    LARGE,
-    ORIGIN,
-    PROTECT,
-    PTE_INVALID,
-    PTL,
-    STD_LENGTH,
-    STE_ORIGIN,
-)
+from polymmu_s390.dat import BIT_55, ENTRY_INVALID, LARGE, ORIGIN, PROTECT, PTE_INVALID, PTL, STE_ORIGIN
 
 # Control register 0, and what of it counts.
 CR0_EDAT, CR0_IEP = 0x800000, 0x100000
@@ -68,28 +58,25 @@ PTE_NONE = PTE_INVALID | 0x001
 def designation(pgd: int, layout: RadixLayout) -> int:
     """What Linux loads into a control register for the root table at ``pgd``: private, full length."""
     if layout is ESA:
-        return pgd | 0x8000_0180 | STD_LENGTH
+        return pgd | 0x8000_01FF
     return pgd | 0x1C0 | (layout.levels - 2) << 2 | 3
 
 
-def pte_format(width: int) -> EntryFormat:
-    """A pte. Neither accessed nor dirty: storage keys know."""
-    return EntryFormat(
-        present=Field(PTE_INVALID, 0, PTE_INVALID),
-        frame_mask=ORIGIN & (WORD if width == 8 else 0x7FFF_FFFF),
-        write=Field(PROTECT, 0, PROTECT),
-        empty=PTE_INVALID,
-        # Linux tells an unreadable page (0x401) from a file's (0x601) by PROTECT. Here there are none of the
-        # latter, and fork protects whatever is mapped; swap entries are 0x403.
-        prot_none=Field(PTE_INVALID | 0x003, PTE_NONE, PTE_INVALID),
-    )
-
-
 def entry_format(layout: RadixLayout, level: int, edat: bool) -> EntryFormat:
-    """The entries of ``level`` as Linux makes them; ``edat``: segments may be large pages."""
+    """The entries of ``level`` as Linux makes them; ``edat``: segments may be large pages. Neither accessed nor
+    dirty: storage keys know."""
     invalid = Field(ENTRY_INVALID, 0, ENTRY_INVALID)
+    write = Field(PROTECT, 0, PROTECT)
     if level == layout.pte_level:
-        return pte_format(layout.entry_bytes[level])
+        return EntryFormat(
+            present=Field(PTE_INVALID, 0, PTE_INVALID),
+            frame_mask=ORIGIN & (0x7FFF_FFFF if layout is ESA else WORD),
+            write=write,
+            empty=PTE_INVALID,
+            # Linux tells an unreadable page (0x401) from a file's (0x601) by PROTECT. Here there are none of the
+            # latter, and fork protects whatever is mapped; swap entries are 0x403.
+            prot_none=Field(PTE_INVALID | 0x003, PTE_NONE, PTE_INVALID),
+        )
     if layout is ESA:
         return EntryFormat(
             present=invalid, frame_mask=0, table_mask=STE_ORIGIN, empty=ENTRY_INVALID, table_bits=PTL
@@ -100,7 +87,7 @@ def entry_format(layout: RadixLayout, level: int, edat: bool) -> EntryFormat:
             frame_mask=-SEGMENT_SIZE & WORD,
             table_mask=-0x800 & WORD,
             leaf_mask=LARGE if edat else 0,
-            write=Field(PROTECT, 0, PROTECT),
+            write=write,
             empty=ENTRY_INVALID,
             prot_none=Field(LARGE | ENTRY_INVALID, LARGE | ENTRY_INVALID) if edat else None,
         )

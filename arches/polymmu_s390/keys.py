@@ -1,8 +1,8 @@
 """Storage keys: where this architecture keeps what others keep in a pte.
 
 Every 4 KiB frame has a key; a CPU sets R (referenced) in it when it loads a translation, and C (changed) at the first
-store through one (``dat_kernels``). RRBE resets R; C is read and reset with the whole key (ISKE, SSKE). PoP ch. 3,
-"Storage Key".
+store through one (``dat``). RRBE resets R; C is read and reset with the whole key (ISKE, SSKE). PoP ch. 3, "Storage
+Key".
 
 What TLBs still hold: an entry that was loaded before R was reset lets its page be used without R being set again,
 until it is dropped; the same is true of an accessed bit elsewhere. C is reset only when the last mapping of its frame
@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polymmu.arch import ArchKernel, Kernel, hookimpl, vm_area_struct
-from polymmu_s390.dat_kernels import CHANGED, NR_KEYS, REFERENCED
+from polymmu.arch import MMU, ArchKernel, Kernel, hookimpl, vm_area_struct
+from polymmu_s390.dat import CHANGED, KEYS, REFERENCED
 
 
 def power_on(kernel: Kernel[Any]) -> None:
     """Give the machine its keys, a word each, all zero, and tell the CPUs where they are."""
     kernel.arch_state = np.zeros(kernel.frames.count, dtype=np.int64)
     for cpu in kernel.cpus:
-        cpu.mmu[NR_KEYS] = kernel.arch_state.ctypes.data
+        cpu.mmu[KEYS - MMU] = kernel.arch_state.ctypes.data
 
 
 def keys_of(kernel: Kernel[Any]) -> npt.NDArray[np.int64]:

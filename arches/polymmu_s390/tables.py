@@ -11,20 +11,11 @@ their level.
 
 from __future__ import annotations
 
-from polymmu.arch import (
-    ArchKernel,
-    alloc_page,
-    defaults,
-    free_page,
-    hookimpl,
-    mm_struct,
-    mmu_gather,
-    tlb_remove_table,
-)
+from polymmu.arch import ArchKernel, alloc_page, defaults, free_page, hookimpl, mm_struct, mmu_gather
 from polymmu_s390 import tlbflush
-from polymmu_s390.dat_kernels import PTE_INVALID
+from polymmu_s390.dat import PTE_INVALID
 from polymmu_s390.formats import LAYOUTS, TASK_SIZE
-from polymmu_s390.tlbflush import FLUSHED, context_of
+from polymmu_s390.tlbflush import context_of
 
 WAITING = 4
 """How far above a fragment's bit in use its bit waiting is."""
@@ -48,27 +39,14 @@ def page_table_alloc(mm: mm_struct) -> int:
     return table
 
 
-def page_table_wait(mm: mm_struct, table: int) -> None:
-    """An unhooked table's fragment is no longer in use, but must not be given out yet."""
+def page_table_free(mm: mm_struct, table: int, waits: bool = False) -> None:
+    """A fragment that nobody can reach goes back; one that ``waits`` is unhooked, and must not be given out yet."""
     kernel: ArchKernel = mm.kernel
-    pfn, bit = fragment_of(mm, table)
-    mark(mm, pfn, kernel.frames.private[pfn] & ~bit | bit << WAITING)
-
-
-def page_table_free(mm: mm_struct, table: int) -> None:
-    """A fragment that nobody can reach goes back."""
-    kernel: ArchKernel = mm.kernel
-    pfn, bit = fragment_of(mm, table)
-    mark(mm, pfn, kernel.frames.private[pfn] & ~(bit | bit << WAITING))
+    layout, pfn = mm.layout, table >> mm.layout.page_shift
+    bit = 1 << table % layout.page_size // layout.table_bytes_of(layout.pte_level)
+    mark(mm, pfn, kernel.frames.private[pfn] & ~(bit | bit << WAITING) | (bit << WAITING if waits else 0))
     if not kernel.frames.private[pfn]:
         free_page(kernel, pfn)
-
-
-def fragment_of(mm: mm_struct, table: int) -> tuple[int, int]:
-    """The frame of a page table, and its bit in use."""
-    layout = mm.layout
-    index = table % layout.page_size // layout.table_bytes_of(layout.pte_level)
-    return table >> layout.page_shift, 1 << index
 
 
 def mark(mm: mm_struct, pfn: int, state: int) -> None:
@@ -103,18 +81,18 @@ def table_free(mm: mm_struct, level: int, table: int) -> None:
 
 
 @hookimpl
-def pte_free_tlb(tlb: mmu_gather, table: int) -> None:
-    if tlb.arch is not FLUSHED:
-        page_table_wait(tlb.mm, table)
-    table_free_tlb(tlb, tlb.mm.layout.pte_level, table)
+def pte_free_tlb(tlb: mmu_gather, table: int, addr: int) -> None:
+    if not tlb.arch:
+        page_table_free(tlb.mm, table, waits=True)
+    table_free_tlb(tlb, tlb.mm.layout.pte_level, table, addr)
 
 
 @hookimpl
-def table_free_tlb(tlb: mmu_gather, level: int, table: int) -> None:
-    if tlb.arch is FLUSHED:
+def table_free_tlb(tlb: mmu_gather, level: int, table: int, addr: int) -> None:
+    if tlb.arch:
         table_free(tlb.mm, level, table)
     else:
-        tlb_remove_table(tlb, level, table)
+        defaults.table_free_tlb(tlb, level, table, addr)
 
 
 @hookimpl

@@ -17,22 +17,9 @@ from __future__ import annotations
 import attrs
 import numpy as np
 
-from polymmu.arch import (
-    ArchKernel,
-    Cpu,
-    EntryRun,
-    defaults,
-    hookimpl,
-    mm_struct,
-    mmu_gather,
-    vm_area_struct,
-)
-from polymmu_s390.config import config_of
-from polymmu_s390.dat_kernels import ENTRY_INVALID, PROTECT, PTE_INVALID
+from polymmu.arch import ArchKernel, Cpu, EntryRun, defaults, hookimpl, mm_struct, mmu_gather, vm_area_struct
+from polymmu_s390.dat import ENTRY_INVALID, PROTECT, PTE_INVALID
 from polymmu_s390.formats import designation
-
-FLUSHED = "flushed when the gather began"
-"""``mmu_gather.arch`` where a whole mm goes."""
 
 
 @attrs.define(eq=False)
@@ -80,7 +67,7 @@ def everywhere(
     ``caches`` is ``none``, else IDTE, or the CSP that must do for it."""
     kernel: ArchKernel = mm.kernel
     asid: int | None = tag_of(mm)
-    if caches != "none" and not config_of(mm).has_idte:
+    if caches != "none" and not kernel.description.section.has_idte:
         asid, start, end, caches = None, None, None, "all"
     for cpu in kernel.cpus:
         cpu.invalidate(asid=asid, start=start, end=end, walk_caches=caches)
@@ -109,7 +96,7 @@ def flush(mm: mm_struct) -> None:
     context_of(mm).flush_mm = False
     if not mm.cpu_mask:
         return
-    if config_of(mm).has_idte or mm.cpu_mask != 1 << cpu.index:
+    if kernel.description.section.has_idte or mm.cpu_mask != 1 << cpu.index:
         everywhere(mm, cost, caches="asid")
     else:
         cpu.invalidate(asid=None, walk_caches="all")
@@ -138,15 +125,15 @@ def flush_tlb_page(vma: vm_area_struct) -> None:
 @hookimpl
 def tlb_gather(tlb: mmu_gather) -> None:
     tlb.fast_mode = True
-    if tlb.fullmm:
+    tlb.arch = tlb.fullmm  # whether all is flushed already
+    if tlb.arch:
         flush(tlb.mm)
-        tlb.arch = FLUSHED
 
 
 @hookimpl
 def tlb_flush(tlb: mmu_gather) -> None:
     """IPTE saw to the ptes. What leads to unhooked tables may still be cached."""
-    if tlb.arch is not FLUSHED and tlb.freed_tables:
+    if not tlb.arch and tlb.freed_tables:
         flush(tlb.mm)
 
 
@@ -156,7 +143,7 @@ def ptep_get_and_clear(mm: mm_struct, addr: int, ptep: int, n: int, tlb: mmu_gat
     old = defaults.ptep_get_and_clear(mm, addr, ptep, n, tlb)
     if tlb is None:
         changed(mm, addr, old)
-    elif tlb.arch is not FLUSHED:
+    elif not tlb.arch:
         ipte(mm, addr, old)
     return old
 

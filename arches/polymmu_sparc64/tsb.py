@@ -23,7 +23,6 @@ from polymmu_sparc64.tte import PAGE_SHIFT, TAG_SHIFT
 
 INVALID = 1 << 46
 """The tag of an entry that holds nothing: a bit that no address' tag has. (Bit 47 would lock the entry.)"""
-MAX_CODE = 7
 
 
 @attrs.frozen
@@ -39,50 +38,36 @@ class Tsb:
         """How many translations it holds."""
         return 512 << self.code
 
-    @property
-    def register(self) -> int:
-        """What the TSB register holds: base, and the size code in the low bits."""
-        return self.base | self.code
-
-    @property
-    def rss_limit(self) -> int:
-        """Pages of an mm for which it is large enough."""
-        return self.entries * 3 // 4
-
 
 def tsb_words(kernel: ArchKernel, tsb: Tsb) -> NDArray[Any]:
     """All entries, as rows of (tag, TTE), in place."""
     return kernel.ram.bytes[tsb.base : tsb.base + 16 * tsb.entries].view(">u8").reshape(-1, 2)
 
 
-def tsb_alloc(kernel: ArchKernel, code: int, page_shift: int = PAGE_SHIFT) -> Tsb | None:
+def tsb_alloc(kernel: ArchKernel, code: int = 0, page_shift: int = PAGE_SHIFT) -> Tsb | None:
     """A buffer that holds nothing; None where there is no memory, and then misses walk."""
     pfn = alloc_pages(kernel, code, "table") if code else alloc_page(kernel, "table")
     if pfn < 0:
         return None
     tsb = Tsb(pfn << PAGE_SHIFT, code, page_shift)
-    tsb_clear(kernel, tsb)
+    tsb_words(kernel, tsb)[:, 0] = INVALID
     return tsb
 
 
-def tsb_free(kernel: ArchKernel, tsb: Tsb | None) -> None:
+def tsb_free(kernel: ArchKernel, tsb: Tsb) -> None:
     """Give a buffer's memory back; no CPU has it in its register any more."""
-    if tsb is not None:
-        pfn = tsb.base >> PAGE_SHIFT
-        if tsb.code:
-            free_pages(kernel, pfn, tsb.code)
-        else:
-            free_page(kernel, pfn)
+    if tsb.code:
+        free_pages(kernel, tsb.base >> PAGE_SHIFT, tsb.code)
+    else:
+        free_page(kernel, tsb.base >> PAGE_SHIFT)
 
 
-def tsb_clear(kernel: ArchKernel, tsb: Tsb) -> None:
-    """Take every entry out."""
-    tsb_words(kernel, tsb)[:, 0] = INVALID
-
-
-def tsb_flush(kernel: ArchKernel, tsb: Tsb, vaddrs: NDArray[np.uint64]) -> None:
-    """Take the entries for these addresses out, where they are in."""
+def tsb_flush(kernel: ArchKernel, tsb: Tsb, vaddrs: NDArray[np.uint64] | None) -> None:
+    """Take the entries for these addresses out, where they are in; all entries for None."""
     tags = tsb_words(kernel, tsb)[:, 0]
+    if vaddrs is None:
+        tags[:] = INVALID
+        return
     slots = (vaddrs >> np.uint64(tsb.page_shift)) & np.uint64(tsb.entries - 1)
     held = tags[slots] == vaddrs >> np.uint64(TAG_SHIFT)
     tags[slots[held]] = INVALID
@@ -90,27 +75,24 @@ def tsb_flush(kernel: ArchKernel, tsb: Tsb, vaddrs: NDArray[np.uint64]) -> None:
 
 def tsb_insert(kernel: ArchKernel, tsb: Tsb, addr: int, tte: int) -> None:
     """Enter the translation of ``addr`` in place of what its slot held."""
-    place = tsb.base + 16 * (addr >> tsb.page_shift & (tsb.entries - 1))
-    kernel.ram.write_entry(place + 8, 8, "big", tte)
-    kernel.ram.write_entry(place, 8, "big", addr >> TAG_SHIFT)
+    slot = addr >> tsb.page_shift & (tsb.entries - 1)
+    tsb_words(kernel, tsb)[slot] = addr >> TAG_SHIFT, tte
 
 
 def tsb_copy(kernel: ArchKernel, old: Tsb, new: Tsb) -> None:
     """Enter what the smaller ``old`` holds into ``new``. A slot's number gives the address bits below the tag."""
     entries = tsb_words(kernel, old)
-    slots = np.flatnonzero(entries[:, 0] != INVALID)
+    slots = np.flatnonzero(entries[:, 0] != INVALID).astype(np.uint64)
     kept = entries[slots]
     low = TAG_SHIFT - PAGE_SHIFT
-    pages = kept[:, 0].astype(np.uint64) << np.uint64(low) | slots.astype(np.uint64) & np.uint64(
-        (1 << low) - 1
-    )
+    pages = kept[:, 0].astype(np.uint64) << np.uint64(low) | slots & np.uint64((1 << low) - 1)
     tsb_words(kernel, new)[pages & np.uint64(new.entries - 1)] = kept
 
 
 def load_tsbs(cpu: Cpu, mm: mm_struct) -> None:
-    """Load the mm's two TSB registers; -1 where there is no buffer."""
+    """Load the mm's two TSB registers, a base with the size code in its low bits; -1 where there is no buffer."""
     both: tuple[Tsb | None, Tsb | None] = (mm.context.tsb, mm.context.huge_tsb)
-    cpu.mmu[M_TSB : M_HUGE_TSB + 1] = [tsb.register if tsb is not None else -1 for tsb in both]
+    cpu.mmu[M_TSB : M_HUGE_TSB + 1] = [-1 if tsb is None else tsb.base | tsb.code for tsb in both]
 
 
 def load_tsbs_everywhere(mm: mm_struct) -> None:
@@ -122,11 +104,11 @@ def load_tsbs_everywhere(mm: mm_struct) -> None:
     kernel.sched.ipi(running, lambda cpu: load_tsbs(cpu, mm), kernel.description.costs.ipi)
 
 
-def tsb_grow(mm: mm_struct, rss: int) -> None:
-    """Get the mm of ``rss`` pages a buffer that is large enough; where there is no memory, it stays as it is."""
+def tsb_grow(mm: mm_struct) -> None:
+    """Get the mm a buffer that is large enough for its pages; where there is no memory, it stays as it is."""
     old: Tsb = mm.context.tsb
     code = old.code
-    while code < MAX_CODE and rss > Tsb(0, code).rss_limit:
+    while code < 7 and mm.anon_rss + mm.file_rss > (512 << code) * 3 // 4:
         code += 1
     new = tsb_alloc(mm.kernel, code) if code > old.code else None
     if new is not None:
@@ -134,9 +116,3 @@ def tsb_grow(mm: mm_struct, rss: int) -> None:
         mm.context.tsb = new
         load_tsbs_everywhere(mm)
         tsb_free(mm.kernel, old)
-
-
-def make_huge_tsb(mm: mm_struct, page_shift: int) -> None:
-    """Get the mm its second buffer, at its first huge page."""
-    mm.context.huge_tsb = tsb_alloc(mm.kernel, 0, page_shift)
-    load_tsbs_everywhere(mm)

@@ -27,25 +27,23 @@ TAG_SHIFT = 22
 """A TSB entry's tag is the address from this bit on, whatever the page's size."""
 
 
-def bits(high: int, low: int) -> int:
-    """A mask of bits high..low, both included."""
-    return (1 << high + 1) - (1 << low)
-
-
 @attrs.frozen(kw_only=True)
 class Tte:
-    """Where one format keeps what. All but ``size_shift`` and ``codes`` (the number of page sizes) are masks."""
+    """Where one format keeps what: masks, but for ``size_shift`` and ``codes``, the number of page sizes.
+
+    ``common``: what every pte has. ``execute``: the bit that somebody asks at an instruction miss; 0: nobody does.
+    """
 
     address: int
     size_shift: int
     codes: int
+    common: int
     modified: int
     accessed: int
     read: int
     write: int
     execute: int
     present: int
-    cacheable: int
     privileged: int
     writable: int
     global_: int
@@ -63,51 +61,49 @@ class Tte:
         """Log2 of the page that ``tte`` maps."""
         return PAGE_SHIFT + 3 * (tte >> self.size_shift & (self.codes - 1))
 
-    def entry_format(self, checks_execute: bool) -> EntryFormat:
-        """As the mm core reads it. ``checks_execute``: somebody looks at EXEC at an instruction miss."""
+    @property
+    def entry_format(self) -> EntryFormat:
+        """As the mm core reads it."""
         return EntryFormat(
             present=Field(V, V),
             frame_mask=self.address,
             write=Field(self.write, self.write, with_off=self.writable),
             user=Field(self.privileged, 0, self.privileged),
-            execute=Field(self.execute, self.execute) if checks_execute else Field(0, 0),
+            execute=Field(self.execute, self.execute),
             accessed=Field(self.accessed, self.accessed, with_on=V, with_off=V),
             dirty=Field(self.modified, self.modified, with_on=self.writable, with_off=self.writable),
             global_=Field(self.global_, self.global_) if self.global_ else None,
             prot_none=Field(V | self.present, self.present),
         )
 
-    def protections(self, checks_execute: bool) -> tuple[int, ...]:
-        """Bits of a present, young, clean pte by VM_READ | VM_WRITE | VM_EXEC | VM_SHARED.
-
-        Where nobody looks at EXEC every page may be executed, and has the bit: a demap reaches the instruction
-        TLB only for pages that have it.
-        """
-
-        def of(flags: int) -> int:
-            value = self.present | self.accessed | self.cacheable
-            if not flags & (VM_READ | VM_WRITE | VM_EXEC):
-                return value
+    @property
+    def protections(self) -> tuple[int, ...]:
+        """Bits of a present, young, clean pte by VM_READ | VM_WRITE | VM_EXEC | VM_SHARED."""
+        values = []
+        for flags in range(16):
+            value = self.present | self.accessed | self.common
+            if flags & (VM_READ | VM_WRITE | VM_EXEC):
+                value |= V | self.read
             if flags & VM_WRITE and flags & VM_SHARED:
                 value |= self.write
-            if flags & VM_EXEC or not checks_execute:
+            if flags & VM_EXEC:
                 value |= self.execute
-            return value | V | self.read
-
-        return tuple(of(flags) for flags in range(16))
+            values.append(value)
+        return tuple(values)
 
 
 SUN4U = Tte(
-    address=bits(42, 13), size_shift=61, codes=4, cacheable=3 << 4, global_=1 << 0,
+    address=(1 << 43) - (1 << 13), size_shift=61, codes=4, common=3 << 4, global_=1 << 0,
     modified=1 << 11, accessed=1 << 10, read=1 << 9, write=1 << 8, execute=1 << 12, present=1 << 7,
     privileged=1 << 2, writable=1 << 1,
 )  # fmt: skip
 SUN4V = Tte(
-    address=bits(55, 13), size_shift=0, codes=8, cacheable=3 << 9, global_=0,
+    address=(1 << 56) - (1 << 13), size_shift=0, codes=8, common=3 << 9, global_=0,
     modified=1 << 61, accessed=1 << 60, read=1 << 59, write=1 << 58, execute=1 << 7, present=1 << 4,
     privileged=1 << 8, writable=1 << 6,
 )  # fmt: skip
-FORMATS = {"sun4u": SUN4U, "sun4v": SUN4V}
+SUN4U_VPTE = attrs.evolve(SUN4U, execute=0, common=SUN4U.common | SUN4U.execute)
+"""Before 2.6.17 nobody looked at EXEC."""
 
 
 @step

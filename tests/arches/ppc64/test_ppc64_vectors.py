@@ -12,10 +12,10 @@ from polymmu.hardware.entry import Access, Privilege, WalkFault
 from polymmu.hardware.ram import Ram
 from polymmu.machine import Machine
 from polymmu.registry import arch_named
-from polymmu_ppc64 import formats, mmu
+from polymmu_ppc64 import mmu
 from polymmu_ppc64.formats import Ppc64Config
-from polymmu_ppc64.hashing import hash_of, hpte_flags, slb_esid, vsid_of
-from polymmu_ppc64.huge import slice_masks
+from polymmu_ppc64.hashing import hash_of, slb_esid, vsid_of
+from polymmu_ppc64.huge import slices_of
 from polymmu_ppc64.images import HashImage
 from tests.arches.ppc64.hashed import entries, machine_with, pte_at
 
@@ -168,14 +168,14 @@ def test_the_second_hash_is_the_complement() -> None:
 )
 def test_the_entry_says_what_linux_makes_of_the_pte(pte: int, flags: int) -> None:
     """Writable and dirty: PP 2. Read-only, or clean: PP 3, so that a store traps. No user: PP 0. C is forced."""
-    assert hpte_flags(pte) == flags
+    assert mmu.flags_of(pte) == flags
 
 
 def test_a_pte_holds_its_frame_and_its_slot() -> None:
     pte = OPS.entry_format(NEW, {}, 3)
     assert pte.frame_of(0x2468B793) == 0x1234000
     assert pte.of_frame(0x1234000) == 0x24680000
-    assert 0x2468B793 & formats.hash_flags(NEW) == 0x8000 | 0x3000 | 0x400
+    assert 0x2468B793 & NEW.hash_flags == 0x8000 | 0x3000 | 0x400
     assert OPS.entry_format(LARGE, {}, 2).of_frame(0x12340000) == 0x1234 << 30
 
 
@@ -199,9 +199,10 @@ def test_segment_buffer_words() -> None:
 
 
 def test_slices_of_a_range() -> None:
-    assert slice_masks(0x2F000000, 0x2000000, 39) == (0xC, 0)
-    assert slice_masks(0xF0000000, 0x20000000, 40) == (0x8000, 0x1)
-    assert slice_masks(0x10000000000, 1 << 39, 39) == (0, 0b100)
+    """A bit for each 256 MiB below 4 GiB, above them one for each 512 GiB or 1 TiB."""
+    assert slices_of(0x2F000000, 0x2000000, 39) == 0xC
+    assert slices_of(0xF0000000, 0x20000000, 40) == 0x18000
+    assert slices_of(0x10000000000, 1 << 39, 39) == 0b100 << 16
 
 
 VSID, EA = 0x123456789, 0x55678ABC

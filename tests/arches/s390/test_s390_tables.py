@@ -12,7 +12,7 @@ from polymmu.mm.tables import find_entry
 from polymmu.structs import mm_struct
 from polymmu_s390 import S390Config
 from polymmu_s390.formats import ESA, LAYOUTS, TASK_SIZE
-from polymmu_s390.tables import grow_task_size, page_table_alloc, page_table_free, page_table_wait
+from polymmu_s390.tables import grow_task_size, page_table_alloc, page_table_free
 
 PAGE = 4096
 MIB, TIB = 1 << 20, 1 << 40
@@ -64,7 +64,7 @@ def test_a_fragment_that_waits_is_given_to_nobody_and_its_neighbour_is() -> None
     one, two = page_table_alloc(mm), page_table_alloc(mm)
     pfn = one // PAGE
     assert (two - one, private[pfn]) == (2048, 0x03)
-    page_table_wait(mm, two)
+    page_table_free(mm, two, waits=True)
     assert private[pfn] == 0x21
     other = page_table_alloc(mm)
     assert other // PAGE != pfn
@@ -72,8 +72,8 @@ def test_a_fragment_that_waits_is_given_to_nobody_and_its_neighbour_is() -> None
     assert private[pfn] == 0x01
     page_table_free(mm, other)
     assert page_table_alloc(mm) == two
-    page_table_wait(mm, one)
-    page_table_wait(mm, two)
+    page_table_free(mm, one, waits=True)
+    page_table_free(mm, two, waits=True)
     assert private[pfn] == 0x30
     free = kernel.free.free
     page_table_free(mm, one)

@@ -85,7 +85,7 @@ def test_the_tsb_grows_when_three_quarters_are_exceeded(pages: int, entries: int
     tsb = mm.struct.context.tsb
     assert tsb.entries == entries
     assert tsb.base % (16 * entries) == 0
-    assert emulated.kernel.cpus[0].mmu[10] == tsb.register
+    assert emulated.kernel.cpus[0].mmu[10] == tsb.base | tsb.code
 
 
 def test_a_grown_tsb_keeps_what_the_old_one_held() -> None:

@@ -18,13 +18,12 @@ from polymmu.hardware.entry import Privilege
 from polymmu.hardware.ram import Frames, Ram
 from polymmu.registry import arch_named
 from polymmu_sparc64 import Sparc64Config
-from polymmu_sparc64.mmu import layout_of
 from polymmu_sparc64.tte import tsb_pointer
 from tests.arches.captured import DATA
 
 SET: dict[str, Any] = json.loads((DATA / "sparc64-tlb.json").read_text())
 OPS = arch_named("sparc64").ops
-LAYOUT = layout_of(4)
+LAYOUT = Sparc64Config().layout
 TABLES = 512 << 20  # behind every page that an entry of the set maps
 SIZES = (8 << 10, 64 << 10, 512 << 10, 4 << 20)
 DATA_TLB = {"D": TlbSpec(level=1, page_sizes=SIZES, entries=64, ways=64)}

@@ -16,12 +16,11 @@ from polymmu.errors import UserMistake
 from polymmu.machine import Machine
 from polymmu.registry import arch_named
 from polymmu_sparc64 import Sparc64Config
-from polymmu_sparc64.mmu import layout_of
-from polymmu_sparc64.tlbflush import linear_address, vpte_pages
+from polymmu_sparc64.context import vpte_pages
 from polymmu_sparc64.tte import SUN4U, SUN4V, tag_of, tsb_pointer
 
 OPS = arch_named("sparc64").ops
-LAYOUT = layout_of(4)
+LAYOUT = Sparc64Config().layout
 RX, RW_SHARED, NONE = 5, 11, 0  # VM_READ | VM_EXEC, VM_READ | VM_WRITE | VM_SHARED
 RWX_SHARED = 15
 PAGE = 0x2468000
@@ -47,7 +46,7 @@ def test_an_address_finds_its_entries(
     va: int, indices: tuple[int, ...], linear: int, in_512: int, in_1024: int, its_tag: int
 ) -> None:
     assert tuple(LAYOUT.index_of(level, va) for level in range(3)) == indices
-    assert linear_address(va) == linear
+    assert vpte_pages(va, va + 8, 8192).tolist() == [linear]
     assert pointer(0, va, 13, 0) == in_512 * 16
     assert pointer(1, va, 13, 0) == in_1024 * 16
     assert tag(va) == its_tag
@@ -82,9 +81,9 @@ def test_a_tsb_register_gives_an_entrys_address() -> None:
 def test_the_bits_of_a_page_through_its_life(
     tte: Any, read_only: int, clean: int, dirty: int, old: int, huge: int
 ) -> None:
-    form = tte.entry_format(True)
-    assert tte.protections(True)[RX] | PAGE == read_only
-    assert tte.protections(True)[RWX_SHARED] | PAGE == clean
+    form = tte.entry_format
+    assert tte.protections[RX] | PAGE == read_only
+    assert tte.protections[RWX_SHARED] | PAGE == clean
     assert form.write.set(read_only) == clean
     assert form.dirty.set(clean) == dirty
     assert form.accessed.clear(dirty) == old
@@ -94,7 +93,7 @@ def test_the_bits_of_a_page_through_its_life(
 
 
 def test_a_page_without_rights_is_present_to_linux_alone() -> None:
-    value = SUN4U.protections(True)[NONE] | PAGE
+    value = SUN4U.protections[NONE] | PAGE
     assert value == 0x24684B0
     assert not pte().present.test(value)
     assert pte().is_mapped(value)
@@ -103,8 +102,8 @@ def test_a_page_without_rights_is_present_to_linux_alone() -> None:
 
 @pytest.mark.parametrize("tte", [SUN4U, SUN4V], ids=["sun4u", "sun4v"])
 def test_hardware_may_store_exactly_where_the_page_is_writable_and_dirty(tte: Any) -> None:
-    form = tte.entry_format(True)
-    clean = tte.protections(True)[RW_SHARED]
+    form = tte.entry_format
+    clean = tte.protections[RW_SHARED]
     dirty = form.dirty.set(clean)
     assert not clean & tte.writable
     assert dirty & tte.writable
@@ -114,7 +113,7 @@ def test_hardware_may_store_exactly_where_the_page_is_writable_and_dirty(tte: An
 
 def test_a_private_writable_page_is_entered_without_the_right() -> None:
     for flags in range(8):
-        assert not pte().write.test(SUN4U.protections(True)[flags])
+        assert not pte().write.test(SUN4U.protections[flags])
 
 
 def test_upper_entries_are_addresses_shifted_or_plain() -> None:
