@@ -7,6 +7,7 @@ its name only when it is complete, so a failed recording leaves an older one alo
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import platform
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -136,11 +138,10 @@ def _run(valgrind: str, argv: Sequence[str], parser: LackeyParser) -> tuple[int,
             )
         finally:
             os.close(log_writer)
-        interrupted = False
         try:
-            _pump(log, process, parser)
-        except KeyboardInterrupt:
-            interrupted = True
+            with _noting_ctrl_c() as pressed:
+                _pump(log, process, parser, pressed)
+            interrupted = bool(pressed)
         except BaseException:
             process.kill()
             process.wait()
@@ -152,12 +153,27 @@ def _run(valgrind: str, argv: Sequence[str], parser: LackeyParser) -> tuple[int,
     return status, interrupted
 
 
-def _pump(log: int, process: subprocess.Popen[bytes], parser: LackeyParser) -> None:
-    """Read the log to its end: no more writers, or valgrind gone while an orphan holds the pipe open."""
+@contextlib.contextmanager
+def _noting_ctrl_c() -> Iterator[list[int]]:
+    """Ctrl-C only makes a note, so that nothing is left half written: an exception might arrive between the bytes that
+    a compressed column takes and its checksum."""
+    pressed: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed  # signals never arrive here
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _pump(log: int, process: subprocess.Popen[bytes], parser: LackeyParser, pressed: list[int]) -> None:
+    """Read the log to its end: no more writers, valgrind gone while an orphan holds the pipe open, or Ctrl-C."""
     shown, show = time.monotonic(), sys.stderr.isatty()
     with selectors.DefaultSelector() as selector:
         selector.register(log, selectors.EVENT_READ)
-        while True:
+        while not pressed:
             gone = process.poll() is not None
             if not selector.select(timeout=0.2):
                 if gone:
