@@ -19,6 +19,7 @@ from polymmu.arch import (
     Access,
     AddressLimits,
     ArchKernel,
+    Cpu,
     EntryFormat,
     EntryRun,
     FaultInfo,
@@ -93,8 +94,7 @@ def root_of(registers: Mapping[str, int], space: str | None) -> int:
 def address_limits(section: Sparc64Config) -> AddressLimits:
     """From 2.6.17 on Linux leaves 4 GiB free on either side of the hole, for instruction prefetch.
 
-    It fills the upper half from its lowest address upwards, this core downwards from 1 TiB above that. A
-    position-independent program goes to 1 TiB, its heap behind it (ELF_ET_DYN_BASE).
+    It fills the upper half upwards, this core downwards from 1 TiB above its start. Programs go to ELF_ET_DYN_BASE.
     """
     margin = 4 * GIB if section.has_tsb else 0
     hole = (LOWER_END - margin, UPPER_START + margin)
@@ -211,7 +211,7 @@ def table_free_tlb(tlb: mmu_gather, level: int, table: int, addr: int) -> None:
 
 @hookimpl
 def gup_fast_begin(cpu: Cpu, mm: mm_struct) -> bool:
-    """Since Linux 3.1. (Its test of the pte asked for a kernel's right too, so that it always fell back; not here.)"""
+    """Since Linux 3.1. Its own test of the pte asked for a right no user page has, and always fell back; not here."""
     return tables_need_rcu(mm) and defaults.gup_fast_begin(cpu, mm)
 
 

@@ -8,6 +8,7 @@ does.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -237,3 +238,15 @@ class FakeMachine:
     def new_file(self, size: int, /, *, name: str = "") -> FakeFile:
         self.files.append(FakeFile(name, size))
         return self.files[-1]
+
+    def spawn(self, name: str, cpu: int, mm: Any, body: Callable[[], None]) -> object:
+        raise AssertionError("a solo machine has no tasks")
+
+    def run_tasks(self) -> object:
+        raise AssertionError("a solo machine has no tasks")
+
+    def exit_mm(self) -> object:
+        raise AssertionError("a solo machine has no tasks")
+
+    def wait_queue(self, name: str) -> Any:
+        raise AssertionError("a solo machine has no tasks")

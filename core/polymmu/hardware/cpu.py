@@ -432,9 +432,7 @@ class Cpu:
             watcher.after_invalidate(self, dropped)
         return dropped
 
-    def count_stale(
-        self, asid: int | None, root: int, start: int, end: int, walk_caches: bool = True
-    ) -> int:
+    def count_stale(self, asid: int | None, root: int, start: int, end: int, walk_caches: bool = True) -> int:
         """How many cached entries for [start, end) say more than the tables do.
 
         Those count that ``asid`` could use (None: what is loaded, by each address's own ASID). A TLB

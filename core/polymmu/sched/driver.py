@@ -29,7 +29,7 @@ class Sched:
         self.cpus = tuple(cpus)
         self.cpu: Cpu = self.cpus[0]
         """The CPU that runs the mm core now."""
-        self.context: object = self
+        self.context: Any = self
         """Who runs there: holds locks."""
         self.preempt_count = 0
         self.preempt_since = 0

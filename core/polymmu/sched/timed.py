@@ -300,6 +300,7 @@ class TimedSched(Sched):
         """Give the CPU to whoever is ready; returns when this task runs again."""
         task = self.context
         slot.running = None
+        self._quiescent(slot)
         self._give_back()
         slot = self._slots[task.cpu]
         if slot.last is not task:
@@ -390,7 +391,9 @@ class TimedSched(Sched):
         if not targets:
             return 0
         if not self.cpu.interrupts_enabled:
-            raise AssertionError("waiting for other CPUs with interrupts off: two such CPUs would wait for ever")
+            raise AssertionError(
+                "waiting for other CPUs with interrupts off: two such CPUs would wait for ever"
+            )
         self.point("ipi", None)
         task = self.context
         call = Call(function, self.clock[me] + cost // 2, cost - cost // 2, task, len(targets))
@@ -439,6 +442,7 @@ class TimedSched(Sched):
         if self._hub_glet is None:
             function()
             return
+        self.point("call_rcu", None)  # so that whoever is earlier in time is in what it is in
         busy = sum(
             1 << slot.index
             for slot in self._slots
