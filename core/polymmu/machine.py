@@ -1,7 +1,7 @@
-"""Put a description, an architecture, hardware and an mm core together, and give users handles to hold.
+"""What a user holds: a machine, its address spaces, its CPUs and files.
 
-``boot_kernel`` assembles; ``Machine``, ``Mm`` and ``CpuHandle`` are what a user holds: they check arguments,
-choose the CPU a call runs on, and turn the core's answers into exceptions. Nothing here is an algorithm.
+``Machine``, ``Mm`` and ``CpuHandle`` check arguments, choose the CPU a call runs on, and turn the core's answers into
+exceptions. Nothing here is an algorithm.
 """
 
 from __future__ import annotations
@@ -16,33 +16,29 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from polymmu import registry, variants
+from polymmu import registry
+from polymmu.boot import DRIVERS, Program, TimedVectors, Vectors, boot_kernel
 from polymmu.description import load as descriptions
 from polymmu.description.mistakes import unknown
 from polymmu.description.model import MachineDescription
 from polymmu.description.yaml_source import Mapping
 from polymmu.errors import SegmentationFault, UserMistake, syscall_error
-from polymmu.events import Events, Observer
-from polymmu.hardware.cpu import NOTHING_AHEAD, Cpu, Upcoming
-from polymmu.hardware.entry import EntryFormat
-from polymmu.hardware.ram import Frames, Ram
-from polymmu.hooks import ArchKernel
+from polymmu.events import Events
+from polymmu.hardware.cpu import Cpu
 from polymmu.mm import exec as mm_exec
-from polymmu.mm import fault as mm_fault
 from polymmu.mm import fork as mm_fork
-from polymmu.mm import frames, pagecache, truncate
 from polymmu.mm import gup as mm_gup
 from polymmu.mm import mm as mm_life
 from polymmu.mm import mmap as mm_mmap
 from polymmu.mm import mprotect as mm_mprotect
 from polymmu.mm import mremap as mm_mremap
+from polymmu.mm import pagecache, truncate
 from polymmu.mm import vma as vmas
 from polymmu.mm.frames import put_compound_page
 from polymmu.registry import Arch
 from polymmu.report import SCHEMA, Counters, Report
 from polymmu.sanitize.flushes import FlushAudit
 from polymmu.sanitize.sanitizer import Sanitizer
-from polymmu.sched.driver import Sched
 from polymmu.sched.timed import Task, TimedSched
 from polymmu.sched.user import UserCode
 from polymmu.sched.waitqueue import WaitQueue
@@ -53,160 +49,13 @@ from polymmu.structs import (
     VM_SHARED,
     VM_WRITE,
     File,
-    Kernel,
-    Shape,
     mm_struct,
 )
 
-__all__ = ["CpuHandle", "Machine", "Mm", "boot_kernel"]
+__all__ = ["CpuHandle", "Machine", "Mm"]
 
-DRIVERS = ("solo", "timed")
 RIGHTS = {"r": VM_READ, "w": VM_WRITE, "x": VM_EXEC}
 ACCESS_OF_RIGHT = {"r": "load", "w": "store", "x": "fetch"}
-
-
-def shape_of(arch: Arch, section: Any) -> Shape:
-    """Ask an architecture everything about geometry, once."""
-    ops = arch.ops
-    registers = ops.boot_registers(section)
-    layout = ops.page_table_layout(section)
-    formats = tuple(ops.entry_format(section, registers, level) for level in range(layout.levels))
-    protections = ops.page_protections(section, registers)
-    huge_formats: dict[int, EntryFormat] = {}
-    huge_protections: dict[int, tuple[int, ...]] = {}
-    for size in ops.huge_page_sizes(section):
-        format = ops.huge_entry_format(section, registers, size)
-        if format is None:
-            format = formats[layout.shifts.index(size.bit_length() - 1)]
-        huge_formats[size] = format
-        own = ops.huge_protections(section, registers, size)
-        huge_protections[size] = (
-            tuple(bits | format.leaf_mask for bits in protections) if own is None else own
-        )
-    return Shape(
-        layout=layout,
-        formats=formats,
-        limits=ops.address_limits(section),
-        protections=protections,
-        huge_page_sizes=tuple(huge_formats),
-        huge_formats=huge_formats,
-        huge_protections=huge_protections,
-        byte_order=ops.byte_order(section),
-        registers=registers,
-    )
-
-
-def boot_kernel(
-    description: MachineDescription, arch: Arch, observers: Sequence[Observer] = (), driver: str = "solo"
-) -> ArchKernel:
-    """A kernel with its RAM, CPUs and allocators, no process yet. The arch has been asked for its shape.
-
-    ``driver``: ``solo`` or ``timed``, who says what runs when.
-    """
-    section = description.section
-    shape = shape_of(arch, section)
-    translation = arch.ops.translation(section, shape.registers)
-    ram = Ram(description.memory)
-    page_frames = Frames(description.memory >> shape.layout.page_shift, shape.layout.page_size)
-    cpus = tuple(
-        Cpu(index, ram, page_frames, description.tlbs, description.walk_caches, translation, description.seed)
-        for index in range(description.cpus)
-    )
-    kernel: ArchKernel = Kernel(
-        description=description,
-        ram=ram,
-        frames=page_frames,
-        free=frames.boot_free_frames(page_frames, len(cpus)),
-        cpus=cpus,
-        sched=Sched(cpus) if driver == "solo" else TimedSched(cpus, description.seed),
-        events=Events(),
-        ops=arch.ops,
-        shape=shape,
-        active_mm=[None] * len(cpus),
-    )
-    kernel.variants = variants.chosen(kernel)
-    mm_life.boot(kernel)
-    kernel.events = Events(observers)
-    return kernel
-
-
-class Vectors:
-    """Where hardware enters the kernel: the page-fault vector."""
-
-    def __init__(self, kernel: ArchKernel) -> None:
-        self.kernel = kernel
-        self.cost = kernel.description.costs.fault
-
-    def fault(self, cpu: Cpu, code: int, va: int, upcoming: Upcoming) -> None:
-        """Handle a fault on ``cpu``; returns when the access may be retried, raises SegmentationFault if not."""
-        kernel = self.kernel
-        kernel.sched.cpu = cpu
-        info = kernel.ops.decode_fault(code)
-        mm = kernel.active_mm[cpu.index]
-        kernel.sched.spend(self.cost, "fault")
-        if mm is None or mm is kernel.init_mm:
-            raise SegmentationFault(va, info.access, "this CPU runs no program; call switch_mm first")
-        mm_fault.handle_mm_fault(kernel, mm, va, info, upcoming)
-
-
-class TimedVectors(Vectors):
-    """The same under the timed driver, where other CPUs and tasks go on while a fault is handled."""
-
-    def __init__(self, kernel: ArchKernel, programs: Sequence[UserCode]) -> None:
-        super().__init__(kernel)
-        self.programs = programs
-
-    def fault(self, cpu: Cpu, code: int, va: int, upcoming: Upcoming) -> None:
-        """Handle this one fault: what the program will touch next may be another one's to change by then."""
-        handle = super().fault
-        self.programs[cpu.index].trap(lambda: handle(cpu, code, va, _nothing_upcoming))
-
-
-def _nothing_upcoming(low: int, high: int, limit: int) -> NDArray[np.uint64]:
-    return NOTHING_AHEAD
-
-
-class Program:
-    """What a task of the machine runs: ``body``, in the address space ``mm`` (None: a kernel thread).
-
-    A task is a user of its mm, as each thread is in Linux: the last one to end takes the mm down.
-    """
-
-    def __init__(self, kernel: ArchKernel, cpu: Cpu, mm: mm_struct | None, body: Callable[[], None]) -> None:
-        self.kernel = kernel
-        self.cpu = cpu
-        self.mm: mm_struct | None = None
-        self.body = body
-        self._hold(mm)
-
-    def _hold(self, mm: mm_struct | None) -> None:
-        self.mm = mm
-        if mm is not None:
-            mm.mm_users += 1
-
-    def run(self) -> None:
-        """The whole life of the task."""
-        self.body()
-        self.use(None)
-
-    def enter(self) -> None:
-        """This task runs now on a CPU that another one had: switch the mm, or borrow the one that is there."""
-        if self.mm is not None:
-            mm_life.activate(self.kernel, self.cpu, self.mm)
-            return
-        borrowed = self.kernel.active_mm[self.cpu.index]
-        if borrowed is not None:
-            self.kernel.ops.enter_lazy_tlb(self.cpu, borrowed)
-
-    def use(self, mm: mm_struct | None) -> None:
-        """Run in ``mm`` from now on; None: in nobody's, as a kernel thread or after exit."""
-        old = self.mm
-        if mm is old:
-            return
-        self._hold(mm)
-        self.enter()
-        if old is not None:
-            mm_life.mmput(old)
 
 
 class Machine:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from polymmu.boot import Vectors, boot_kernel
 from polymmu.description.model import KernelChoice, MachineDescription, TlbSpec, WalkCacheSpec
 from polymmu.events import Observer
 from polymmu.hardware.cpu import Cpu
@@ -21,7 +22,6 @@ from polymmu.hardware.layout import RadixLayout
 from polymmu.hardware.ram import REFCOUNT
 from polymmu.hardware.walk import RadixTranslation
 from polymmu.hooks import ArchKernel, hookimpl
-from polymmu.machine import Vectors, boot_kernel
 from polymmu.mm.fault import handle_mm_fault
 from polymmu.mm.frames import lru_add_drain
 from polymmu.mm.mm import activate, mm_alloc

@@ -16,12 +16,13 @@ import attrs
 import numpy as np
 
 from polymmu import registry
+from polymmu.boot import shape_of
 from polymmu.description.load import installed_machines
 from polymmu.description.model import MachineDescription
 from polymmu.errors import SegmentationFault, UserMistake
 from polymmu.events import Events, Observer
 from polymmu.hardware.ram import REFCOUNT
-from polymmu.machine import CpuHandle, Machine, Mm, shape_of
+from polymmu.machine import CpuHandle, Machine, Mm
 from polymmu.mm.frames import lru_add_drain
 from polymmu.mm.tables import find_entry, format_of, pfn_of, read_pte
 from polymmu.registry import Arch
