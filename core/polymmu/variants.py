@@ -52,7 +52,7 @@ def chosen(kernel: ArchKernel) -> Variants:
     """What the kernel's description asks for. Raises UserMistake for a name nobody offers, and for choices that make
     no sense together; PluginMistake for a plugin that does not load."""
     choice = kernel.description.kernel
-    return Variants(gather=_class_of("gather", choice.gather, choice)(kernel))
+    return Variants(**{axis: _class_of(axis, getattr(choice, axis), choice)(kernel) for axis in VARIANTS})
 
 
 def _class_of(axis: str, name: str, choice: KernelChoice) -> type[Any]:
