@@ -8,6 +8,7 @@ from collections.abc import Callable
 import attrs
 
 from polymmu.explore.search import Blocked, Search
+from polymmu.sched.access import Mode
 from polymmu.sched.exploring import ExploringSched, Stuck
 from polymmu.sched.locks import Mutex, RwSem, Spinlock
 
@@ -22,6 +23,7 @@ class FakeCpu:
 
     def __init__(self, index: int) -> None:
         self.index = index
+        self.name = f"cpu{index}"
         self.interrupts_enabled = True
 
 
@@ -36,7 +38,7 @@ class Record:
 def random_program(seed: int) -> Program:
     """Two or three tasks of two to five operations each."""
     rng = random.Random(seed)
-    kinds = ["read", "write", "add", "copy", "choice", "lock", "trylock", "share", "exclusive"]
+    kinds = ["read", "write", "add", "copy", "choice", "lock", "trylock", "share", "exclusive", "guarded", "quiet", "ipi"]
     return tuple(
         tuple((rng.choice(kinds), rng.randrange(WORDS)) for _ in range(rng.randint(2, 4)))
         for _ in range(rng.randint(2, 3))
@@ -62,6 +64,8 @@ class Runner:
             lock.held, lock.owner = False, None
         for sem in sems:
             sem.readers = 0
+        for cpu in sched.cpus:
+            cpu.interrupts_enabled = True
         seen: list[list[object]] = [[] for _ in self.program]
         steps = Steps(search)
 
@@ -70,6 +74,10 @@ class Runner:
                 task(index)
 
             return run
+
+        def interrupt(cpu: object) -> None:
+            sched.did(Mode.WRITE, 0)
+            words[0] += 1000
 
         def task(index: int) -> None:
             mine = seen[index]
@@ -98,6 +106,22 @@ class Runner:
                     spins[n].lock()
                     held.add(f"l{n}")
                     undo.append(spins[n].unlock)
+                elif kind == "guarded" and f"l{n}" not in held:
+                    spins[n].lock()
+                    sched.did(Mode.WRITE, n)
+                    words[n] += 100
+                    mine.append(words[n])
+                    spins[n].unlock()
+                elif kind == "quiet":
+                    cpu = sched.cpu
+                    sched.point("irq_off", cpu)
+                    cpu.interrupts_enabled = False
+                    sched.point("read", n)
+                    mine.append(words[n])
+                    sched.point("irq_on", cpu)
+                    cpu.interrupts_enabled = True
+                elif kind == "ipi":
+                    sched.ipi((1 << len(self.program)) - 1 & ~(1 << index), interrupt, 0)
                 elif kind == "trylock" and f"l{n}" not in held:
                     got = spins[n].trylock()
                     mine.append(got)

@@ -64,8 +64,8 @@ class Trace:
     def add(self, task: int, accesses: Accesses) -> list[int]:
         """A step of ``task``; the earlier steps that it races with, the last first."""
         clock = self._clock(task)
-        needs, rivals = self._past_of(accesses)
-        races = self._races(task, clock, rivals)
+        needs, rivals, doors = self._past_of(accesses)
+        races = self._races(task, clock, rivals, doors)
         index = len(self.tasks)
         for step in needs:
             _join(clock, self.clocks[step])
@@ -80,7 +80,8 @@ class Trace:
 
     def blocked(self, task: int, accesses: Accesses) -> list[int]:
         """The steps that race with one that ``task`` would do and never can."""
-        return self._races(task, self._clock(task), self._past_of(accesses)[1])
+        _, rivals, _ = self._past_of(accesses)
+        return self._races(task, self._clock(task), rivals, set())
 
     def in_past(self, step: int, task: int) -> bool:
         """Whether ``task`` could not do what it does next without ``step``."""
@@ -92,26 +93,31 @@ class Trace:
             self._now.append([])
         return self._now[task]
 
-    def _races(self, task: int, clock: list[int], rivals: set[int]) -> list[int]:
-        found = []
+    def _races(self, task: int, clock: list[int], rivals: dict[int, bool], doors: set[int]) -> list[int]:
+        found: list[int] = []
         for step in sorted(rivals, reverse=True):
             other = self.tasks[step]
             if other == task or (other < len(clock) and clock[other] >= self.seq[step]):
+                continue
+            # What came before somebody let us in was not ours to overtake, unless it is what shut us out.
+            if not rivals[step] and any(step == door or self.before(step, door) for door in doors):
                 continue
             if not any(self.before(step, later) for later in found):  # else that one is the race
                 found.append(step)
         return found
 
-    def _past_of(self, accesses: Accesses) -> tuple[set[int], set[int]]:
-        """The steps that these accesses depend on, and those among them that could also have come after."""
+    def _past_of(self, accesses: Accesses) -> tuple[set[int], dict[int, bool], set[int]]:
+        """The steps that these accesses depend on; those among them that could also have come after, and whether
+        they are what shuts others out; and those that let these accesses happen at all."""
         needs: set[int] = set()
         rivals: set[int] = set()
+        shut: set[int] = set()
+        doors: set[int] = set()
         for obj, mode in accesses:
             past = self._objects.get(obj)
             if past is None:
                 continue
-            if past.write >= 0:
-                needs.add(past.write)
+            needs.add(past.write)
             if mode == Mode.READ:
                 last = past.shares or [past.write]
                 needs.update(last)
@@ -121,19 +127,24 @@ class Trace:
                 rivals.update(past.reads or [past.write])
             elif mode in (Mode.ACQUIRE, Mode.TRY):
                 needs.update(past.reads, past.shares, past.leaves)
-                rivals.update(past.reads, past.shares or [past.acquire])
+                rivals.update(past.reads)
+                shut.update(past.shares or [past.acquire])
                 if mode == Mode.TRY:
                     rivals.update((past.write, *past.leaves))
+                else:
+                    doors.update((past.write, *past.leaves))
             elif mode == Mode.SHARE:
-                rivals.add(past.acquire)
+                shut.add(past.acquire)
+                doors.add(past.write)
             elif mode in (Mode.RELEASE, Mode.UNSHARE):
                 needs.update(past.reads)
                 rivals.update(past.reads)
             elif mode == Mode.AWAIT:
                 needs.update(past.leaves)
-        needs.discard(-1)
-        rivals.discard(-1)
-        return needs, rivals
+                doors.update((past.write, *past.leaves))
+        for steps in (needs, doors):
+            steps.discard(-1)
+        return needs, {step: step in shut for step in rivals | shut if step >= 0}, doors
 
     def _note(self, index: int, accesses: Accesses) -> None:
         for obj, mode in accesses:

@@ -16,14 +16,17 @@ First reading: ``point``, ``_park``, ``_can_go``; then ``ipi``.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import attrs
+import numpy as np
 from greenlet import getcurrent, greenlet
+from numpy.typing import NDArray
 
 from polymmu.hardware.cpu import Cpu
 from polymmu.sched.access import Access, Mode
-from polymmu.sched.driver import Sched
+from polymmu.sched.driver import TaskSched
 from polymmu.sched.locks import Lock, RwSem
 
 __all__ = ["ExploringSched", "Halt", "Picker", "Stuck", "Task"]
@@ -120,7 +123,7 @@ _MODES: Mapping[str, Mode] = {
 }
 
 
-class ExploringSched(Sched):
+class ExploringSched(TaskSched):
     """See the top of the module. Use: ``spawn`` tasks, then ``run(picker)``. ``budgets``: how often, in one execution,
     each kind of choice may come out other than 0."""
 
@@ -147,6 +150,22 @@ class ExploringSched(Sched):
         """A handler runs: its operations are parts of one."""
         self._did: list[Access] = []
         self._stepping = False
+        self.switches = 0
+        """How often the simulation went from one task to another."""
+        self.silent = False
+        """Whoever only looks does so now: nothing is an operation."""
+        self.after_step: Callable[[], None] | None = None
+        """Called when an operation is over."""
+
+    @property
+    def lasting(self) -> tuple[object, ...]:
+        """What outlives an execution, and must not be put back between two."""
+        return self._numbers, self._pool
+
+    def in_user_mode(self, cpu: Cpu) -> bool:
+        """Whether ``cpu`` is about to run user code, or does so for all that the kernel knows."""
+        task = self._on_cpu[cpu.index]
+        return task is None or task.kind in ("user", "begin")
 
     @property
     def runs_tasks(self) -> bool:  # type: ignore[override]  # solo's never changes
@@ -239,7 +258,7 @@ class ExploringSched(Sched):
 
     # ------------------------------------------------------------------ who goes on
     def point(self, kind: str, what: object) -> None:
-        if self._picker is None:
+        if self._picker is None or self.silent:
             return
         if self._dying:
             raise Abort
@@ -251,10 +270,19 @@ class ExploringSched(Sched):
         self._stepping = True
         self._note(kind, what)
 
+    def is_at(self, kind: str, what: object) -> bool:
+        """Whether this is the operation in progress."""
+        task = self.context
+        return task.kind == kind and task.what == what and not self._atomic
+
     def did(self, mode: Mode, what: Hashable) -> None:
         """The operation in progress does this, too."""
-        if self._picker is not None:
+        if self._picker is not None and not self.silent:
             self._did.append((what, mode))
+
+    def frames_put(self, pfns: NDArray[np.int64]) -> None:
+        if self._picker is not None:
+            self._did += [(("frame", pfn), Mode.WRITE) for pfn in pfns.tolist()]
 
     def _note(self, kind: str, what: Any) -> None:
         mode = _MODES.get(kind)
@@ -271,6 +299,8 @@ class ExploringSched(Sched):
         if self._stepping:
             did, self._did = self._did, []
             self._stepping = False
+            if self.after_step is not None:
+                self.after_step()
             self._picker.happened(task.number, task.kind, task.what, did)
         if self._newborn:
             self._announce()
@@ -319,6 +349,7 @@ class ExploringSched(Sched):
 
     def _transfer(self, task: Task) -> Any:
         """Go on as ``task``; returns when somebody comes back to the caller."""
+        self.switches += 1
         self._load(task)
         if task.glet is None:
             task.glet = self._pool.pop() if self._pool else greenlet(self._life, parent=self._hub)
@@ -434,7 +465,7 @@ class ExploringSched(Sched):
         call = Call(("call", self.context.key, self.context.children), len(targets))
         self.preempt_disable()
         for cpu in targets:
-            self._on_top("interrupt", cpu, call, lambda cpu=cpu: self._answer(call, cpu, function))
+            self._on_top("interrupt", cpu, call, partial(self._answer, call, cpu, function))
         self.point("ack", call)
         self.preempt_enable()
         return len(targets)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from polymmu.sched.timed import Task, TimedSched
+from typing import Any
+
+from polymmu.sched.driver import TaskSched
 
 __all__ = ["WaitQueue"]
 
@@ -12,10 +14,10 @@ __all__ = ["WaitQueue"]
 class WaitQueue:
     """Tasks that wait for a condition. ``name`` is told in a deadlock."""
 
-    def __init__(self, sched: TimedSched, name: str) -> None:
+    def __init__(self, sched: TaskSched, name: str) -> None:
         self.name = name
         self._sched = sched
-        self._sleepers: list[Task] = []
+        self._sleepers: list[Any] = []
 
     def wait_event(self, condition: Callable[[], bool]) -> None:
         """Sleep until ``condition()``; it is looked at now and after each ``wake_up_all``."""

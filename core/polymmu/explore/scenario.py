@@ -1,0 +1,129 @@
+"""A scenario on a machine that can be run again and again: set up once, put back after each execution.
+
+What was made in the setup is there in every execution as the same objects, in the same places; the CPUs' free lists
+are filled beforehand, so that what one task allocates does not hang on what another did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import attrs
+import numpy as np
+
+from polymmu.description.load_scenario import ScenarioFile
+from polymmu.events import EVENT_NAMES
+from polymmu.explore.restore import Saved
+from polymmu.explore.watch import watch
+from polymmu.machine import Machine
+from polymmu.sanitize.violation import Violation
+from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
+from polymmu.workload.scenario import ScenarioRun, Stop
+
+__all__ = ["Explored", "Outcome"]
+
+RESERVE = 32
+"""Frames and kernel objects that each CPU, and each slab, has in stock."""
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """What came of one execution. ``finding``: what was wrong, else empty; ``halted``: the picker ended it."""
+
+    finding: str = ""
+    invariant: str = ""
+    violation: Violation | None = None
+    halted: Halt | None = None
+
+
+class Explored:
+    """A scenario ready to be run under any picker."""
+
+    def __init__(
+        self,
+        machine: str | Path,
+        file: ScenarioFile,
+        *,
+        sets: Sequence[str] = (),
+        speculate: bool = True,
+    ) -> None:
+        description, arch = Machine.describe(machine, sets=sets, over=file.over)
+        self.machine = Machine(description, arch, sets=sets, driver="exploring", sanitize=True)
+        kernel = self.machine.kernel
+        assert isinstance(kernel.sched, ExploringSched)
+        self.sched = kernel.sched
+        self.sched.budgets = dict(file.scenario.choices)
+        self.file = file
+        for slab in (kernel.mms, kernel.vmas, kernel.mappings, kernel.anon_vmas):
+            slab.reserve(RESERVE)
+        for cpu in kernel.cpus:
+            stack = kernel.free.stacks[cpu.index]
+            stack[:RESERVE] = np.arange(kernel.free.bump + RESERVE - 1, kernel.free.bump - 1, -1)
+            kernel.free.nr[cpu.index] = RESERVE
+            kernel.free.bump += RESERVE
+        watch(kernel, self.sched, speculate=speculate)
+        assert self.machine.sanitizer is not None
+        self.sanitizer = self.machine.sanitizer
+        for name in EVENT_NAMES:
+            setattr(kernel.events, name, _silent(self.sched, getattr(kernel.events, name)))
+        self.sched.after_step = self._look_at_users
+        self.run = ScenarioRun(self.machine, file)
+        self.run.setup()
+        self.executions = 0
+        self._saved = Saved(
+            [self.machine, self.run],
+            kernel.ram,
+            kernel.frames,
+            [*self.sched.lasting, description, arch, kernel.shape, kernel.ops, self.sched.budgets, self, file],
+        )
+
+    def once(self, picker: Picker) -> Outcome:
+        """One execution under ``picker``; the machine is then as it was."""
+        self.executions += 1
+        try:
+            return self._outcome(picker)
+        finally:
+            self._saved.restore()
+
+    def _outcome(self, picker: Picker) -> Outcome:
+        self.run.start()
+        failure = self.sched.run(picker)
+        violations = self.sanitizer.violations
+        if failure is None and not violations:
+            self.sanitizer.finish()
+        if violations:
+            first = violations[0]
+            return Outcome(finding=str(first), invariant=first.invariant, violation=first)
+        if failure is None:
+            try:
+                self.run.give_up()
+            except Stop as stop:
+                return Outcome(finding=str(stop), invariant="INV-REF")
+            return Outcome()
+        if isinstance(failure, Halt):
+            return Outcome(halted=failure)
+        if isinstance(failure, Stuck):
+            return Outcome(finding=str(failure), invariant="INV-LOCK")
+        if isinstance(failure, Stop):
+            return Outcome(finding=str(failure))
+        if isinstance(failure, AssertionError):
+            return Outcome(finding=str(failure), invariant="INV-ATOMIC" if "sleeping" in str(failure) else "INV-REF")
+        raise failure
+
+    def _look_at_users(self) -> None:
+        """Whoever runs user code may use what its TLB holds, now."""
+        for cpu in self.machine.kernel.cpus:
+            if self.sched.in_user_mode(cpu):
+                self.sanitizer.to_user(cpu)
+
+
+def _silent(sched: ExploringSched, event: Callable[..., None]) -> Callable[..., None]:
+    """``event``, which only looks: what its observers read is no operation."""
+
+    def tell(*args: object) -> None:
+        before, sched.silent = sched.silent, True
+        event(*args)
+        sched.silent = before
+
+    return tell
