@@ -24,20 +24,17 @@ from collections.abc import Sequence
 import attrs
 
 from polymmu.explore.happens_before import Trace
+from polymmu.explore.schedule import Diverged, default_pick
 from polymmu.sched.access import Access, commute
 from polymmu.sched.exploring import Halt
 
-__all__ = ["STRATEGIES", "Blocked", "Diverged", "Search"]
+__all__ = ["STRATEGIES", "Blocked", "Search"]
 
 STRATEGIES = ("dpor", "sleep", "naive", "bounded")
 
 
 class Blocked(Halt):
     """Everybody who could go on sleeps: what follows was seen elsewhere."""
-
-
-class Diverged(Exception):
-    """The program did not do again what it did before; the message says where."""
 
 
 @attrs.define(eq=False, slots=True)
@@ -113,7 +110,7 @@ class Search:
         if not awake:
             self._ran_into_sleep = True
             raise Blocked("everybody sleeps")
-        chosen = current if current in awake else awake[0]
+        chosen = default_pick(current, awake)
         used = parent.preemptions if parent is not None else 0
         to_try = [chosen]
         if self.strategy in ("naive", "sleep") or (
