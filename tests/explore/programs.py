@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 
 from polymmu.explore.search import Blocked, Search
-from polymmu.sched.access import Mode
+from polymmu.sched.access import Access, Mode
 from polymmu.sched.exploring import ExploringSched, Stuck
 from polymmu.sched.locks import Mutex, RwSem, Spinlock
 
@@ -36,12 +37,27 @@ class Record:
 
 
 def random_program(seed: int) -> Program:
-    """Two or three tasks of two to five operations each."""
+    """Two tasks of up to four operations, or three of up to two."""
     rng = random.Random(seed)
-    kinds = ["read", "write", "add", "copy", "choice", "lock", "trylock", "share", "exclusive", "guarded", "quiet", "ipi"]
+    tasks = rng.randint(2, 3)
+    most = 4 if tasks == 2 else 2
+    kinds = [
+        "read",
+        "write",
+        "add",
+        "copy",
+        "choice",
+        "lock",
+        "trylock",
+        "share",
+        "exclusive",
+        "guarded",
+        "quiet",
+        "ipi",
+    ]
     return tuple(
-        tuple((rng.choice(kinds), rng.randrange(WORDS)) for _ in range(rng.randint(2, 4)))
-        for _ in range(rng.randint(2, 3))
+        tuple((rng.choice(kinds), rng.randrange(WORDS)) for _ in range(rng.randint(1, most)))
+        for _ in range(tasks)
     )
 
 
@@ -51,7 +67,8 @@ class Runner:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.sched = ExploringSched([FakeCpu(n) for n in range(len(program))], {"c": 1})  # type: ignore[list-item]
+        cpus: list[Any] = [FakeCpu(n) for n in range(len(program))]
+        self.sched = ExploringSched(cpus, {"c": 1})
         self.spins = [Spinlock(self.sched, f"spin{n}") for n in range(LOCKS)]
         self.sems = [RwSem(self.sched, f"sem{n}") for n in range(LOCKS)]
 
@@ -94,6 +111,11 @@ class Runner:
                     sched.point("write", n)
                     words[n] += 10
                     mine.append(words[n])
+                elif kind == "bump":
+                    sched.point("read", n)
+                    value = words[n]
+                    sched.point("write", n)
+                    words[n] = value + 1
                 elif kind == "copy":
                     sched.point("read", n)
                     value = words[n]
@@ -131,13 +153,14 @@ class Runner:
                 elif kind in ("share", "exclusive") and f"s{n}" not in held and not sched.preempt_count:
                     held.add(f"s{n}")
                     take, give = (
-                        (sems[n].down_read, sems[n].up_read) if kind == "share" else (sems[n].down_write, sems[n].up_write)
+                        (sems[n].down_read, sems[n].up_read)
+                        if kind == "share"
+                        else (sems[n].down_write, sems[n].up_write)
                     )
                     take()
                     undo.append(give)
             for give in reversed(undo):
                 give()
-            sched.point("end", None)
 
         for index in range(len(self.program)):
             sched.spawn(f"t{index}", index, body(index))
@@ -162,8 +185,8 @@ class Steps:
         self.choose = search.choose
         self.stuck = search.stuck
 
-    def happened(self, task: int, kind: str, what: object, accesses: list[tuple[object, object]]) -> None:
-        self.search.happened(task, kind, what, accesses)  # type: ignore[arg-type]
+    def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
+        self.search.happened(task, kind, what, accesses)
         self.counts[task] = self.counts.get(task, 0) + 1
         name = getattr(what, "name", what)
         touched = [(getattr(obj, "name", obj), str(mode)) for obj, mode in accesses]
@@ -187,9 +210,11 @@ def clash(one: str, other: str) -> bool:
     return not ({one, other} <= PASSIVE or {one, other} <= SHARING)
 
 
-def all_of(program: Program, strategy: str, limit: int = 20_000) -> tuple[list[Record], Search] | None:
+def all_of(
+    program: Program, strategy: str, limit: int = 20_000, search: Search | None = None
+) -> tuple[list[Record], Search] | None:
     """Every execution of ``program`` that a search makes; None where there are too many."""
-    search = Search(strategy)
+    search = search or Search(strategy)
     runner = Runner(program)
     records: list[Record] = []
     while True:

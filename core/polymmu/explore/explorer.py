@@ -16,8 +16,8 @@ from typing import Any
 import attrs
 
 from polymmu.explore.random_walks import Pct
-from polymmu.explore.schedule import Recorder, Replay, Schedule
 from polymmu.explore.scenario import Explored, Outcome
+from polymmu.explore.schedule import Recorder, Replay, Schedule
 from polymmu.explore.search import Search
 from polymmu.sched.exploring import Picker
 
@@ -61,7 +61,9 @@ class Enough(Exception):
 class Exploration:
     """One portfolio on one scenario."""
 
-    def __init__(self, program: Explored, limits: Limits, seed: int, tell: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, program: Explored, limits: Limits, seed: int, tell: Callable[[str, int], None]
+    ) -> None:
         self.program = program
         self.limits = limits
         self.seed = seed
@@ -94,7 +96,10 @@ class Exploration:
             verdict = "bounded" if bound >= 0 else "sampled"
         if self.found:
             verdict, complete = "violation", False
-        bounds: dict[str, Any] = {"memory_model": "sc", "choices": dict(sorted(self.program.sched.budgets.items()))}
+        bounds: dict[str, Any] = {
+            "memory_model": "sc",
+            "choices": dict(sorted(self.program.sched.budgets.items())),
+        }
         if bound >= 0:
             bounds["preemptions"] = bound
         return Verdict(
@@ -131,7 +136,9 @@ class Exploration:
     def _random(self) -> None:
         for number in range(self.limits.random):
             self._check_limits()
-            if self._once("pct", Pct(self.seed, number, PCT_DEPTHS[number % len(PCT_DEPTHS)], max(self.steps, 50))):
+            if self._once(
+                "pct", Pct(self.seed, number, PCT_DEPTHS[number % len(PCT_DEPTHS)], max(self.steps, 50))
+            ):
                 return
 
     def _all(self, search: Search) -> bool:
@@ -146,7 +153,9 @@ class Exploration:
     def _bounded(self, alone: bool) -> int:
         """The most preemptions of which all schedules were covered; -1: none."""
         covered = -1
-        half = attrs.evolve(self.limits, seconds=self.limits.seconds * 1.5, executions=self.limits.executions * 3 // 2)
+        half = attrs.evolve(
+            self.limits, seconds=self.limits.seconds * 1.5, executions=self.limits.executions * 3 // 2
+        )
         self.limits = self.limits if alone else half
         try:
             for bound in range(self.limits.preemptions + 1):
@@ -167,7 +176,9 @@ def explore(
     tell: Callable[[str, int], None] | None = None,
 ) -> Verdict:
     """Look for a schedule of ``program`` that breaks something. ``tell(strategy, executions)`` after each execution."""
-    return Exploration(program, limits or Limits(), seed, tell or (lambda strategy, executions: None)).run(strategy)
+    return Exploration(program, limits or Limits(), seed, tell or (lambda strategy, executions: None)).run(
+        strategy
+    )
 
 
 def shrink(program: Explored, schedule: Schedule, outcome: Outcome) -> tuple[Schedule, int]:

@@ -169,5 +169,4 @@ def _join(clock: list[int], other: list[int]) -> None:
     while len(clock) < len(other):
         clock.append(0)
     for n, value in enumerate(other):
-        if value > clock[n]:
-            clock[n] = value
+        clock[n] = max(clock[n], value)

@@ -1,8 +1,8 @@
 """Pickers that find races quickly and prove nothing: random schedules.
 
 ``Pct`` (Burckhardt, Kothari, Musuvathi and Nagarakatte, 2010): tasks have random priorities, the highest goes on, and
-at ``depth - 1`` random steps whoever runs drops to the lowest. For a program of n tasks and k steps each execution finds
-a bug that needs ``depth`` ordered steps with a chance of at least 1 / (n * k ** (depth - 1)).
+at ``depth - 1`` random steps whoever runs drops to the lowest. For a program of n tasks and k steps each execution
+finds a bug that needs ``depth`` ordered steps with a chance of at least 1 / (n * k ** (depth - 1)).
 
 An execution depends on the seed and its number alone, so that each can be made again by itself.
 """
@@ -27,7 +27,9 @@ class Pct:
         self._random = random.Random(f"{seed}/{number}")
         self._priority: dict[int, float] = {}
         changes = min(depth - 1, steps)
-        self._change_at = set(self._random.sample(range(1, max(steps, 2)), changes)) if changes > 0 else set[int]()
+        self._change_at = (
+            set(self._random.sample(range(1, max(steps, 2)), changes)) if changes > 0 else set[int]()
+        )
         self._step = 0
 
     def spawned(self, task: int) -> None:

@@ -48,7 +48,9 @@ _ATOMS = (
 class Saved:
     """The state of everything reachable from ``roots`` when it was made, but for what is in ``leave``."""
 
-    def __init__(self, roots: Iterable[object], ram: Ram, frames: Frames, leave: Iterable[object] = ()) -> None:
+    def __init__(
+        self, roots: Iterable[object], ram: Ram, frames: Frames, leave: Iterable[object] = ()
+    ) -> None:
         self._ram, self._frames = ram, frames
         self._pages = ram.bytes.reshape(-1, frames.page_size)
         self._seen: dict[int, object] = {id(thing): thing for thing in (ram, frames, *leave)}

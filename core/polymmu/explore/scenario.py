@@ -15,6 +15,7 @@ import numpy as np
 from polymmu.description.load_scenario import ScenarioFile
 from polymmu.events import EVENT_NAMES
 from polymmu.explore.restore import Saved
+from polymmu.explore.schedule import Recorder, Schedule
 from polymmu.explore.watch import watch
 from polymmu.machine import Machine
 from polymmu.sanitize.violation import Violation
@@ -48,6 +49,8 @@ class Explored:
         sets: Sequence[str] = (),
         speculate: bool = True,
     ) -> None:
+        self.asked_for = machine
+        self.speculate = speculate
         description, arch = Machine.describe(machine, sets=sets, over=file.over)
         self.machine = Machine(description, arch, sets=sets, driver="exploring", sanitize=True)
         kernel = self.machine.kernel
@@ -75,7 +78,16 @@ class Explored:
             [self.machine, self.run],
             kernel.ram,
             kernel.frames,
-            [*self.sched.lasting, description, arch, kernel.shape, kernel.ops, self.sched.budgets, self, file],
+            [
+                *self.sched.lasting,
+                description,
+                arch,
+                kernel.shape,
+                kernel.ops,
+                self.sched.budgets,
+                self,
+                file,
+            ],
         )
 
     def once(self, picker: Picker) -> Outcome:
@@ -85,6 +97,15 @@ class Explored:
             return self._outcome(picker)
         finally:
             self._saved.restore()
+
+    def told(self, picker: Picker) -> tuple[Outcome, Schedule]:
+        """One execution, with every step and where in the code it was."""
+        recorder = Recorder(picker, lambda: self.sched.context.place)
+        self.sched.with_places = True
+        try:
+            return self.once(recorder), recorder.schedule
+        finally:
+            self.sched.with_places = False
 
     def _outcome(self, picker: Picker) -> Outcome:
         self.run.start()
@@ -108,7 +129,9 @@ class Explored:
         if isinstance(failure, Stop):
             return Outcome(finding=str(failure))
         if isinstance(failure, AssertionError):
-            return Outcome(finding=str(failure), invariant="INV-ATOMIC" if "sleeping" in str(failure) else "INV-REF")
+            return Outcome(
+                finding=str(failure), invariant="INV-ATOMIC" if "sleeping" in str(failure) else "INV-REF"
+            )
         raise failure
 
     def _look_at_users(self) -> None:

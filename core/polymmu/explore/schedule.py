@@ -10,7 +10,7 @@ does something else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -50,6 +50,11 @@ class Schedule:
         """How many exceptions it has."""
         return len(self.turns) + len(self.values)
 
+    @property
+    def switches(self) -> int:
+        """How often the steps go from one task to another."""
+        return sum(one.task != other.task for one, other in zip(self.steps, self.steps[1:], strict=False))
+
     def to_dict(self) -> dict[str, Any]:
         """For a file."""
         return {
@@ -79,9 +84,9 @@ def default_pick(current: int, able: Sequence[int]) -> int:
 
 
 class Recorder:
-    """A picker in front of another one, which writes down what happens."""
+    """A picker in front of another one, which writes down what happens. ``place_of`` the operation in progress."""
 
-    def __init__(self, picker: Picker) -> None:
+    def __init__(self, picker: Picker, place_of: Callable[[], str] | None = None) -> None:
         self.spawned = picker.spawned
         self.stuck = picker.stuck
         self._picker = picker
@@ -90,7 +95,7 @@ class Recorder:
         self._values: dict[tuple[int, int], int] = {}
         self._steps: list[Step] = []
         self._task = -1
-        self.place = ""
+        self._place_of = place_of or (lambda: "")
 
     def pick(self, current: int, able: Sequence[int]) -> int:
         """See ``Picker``."""
@@ -110,7 +115,7 @@ class Recorder:
     def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
         """See ``Picker``."""
         self._done[task] = nth = self._done.get(task, 0) + 1
-        self._steps.append(Step(task, nth, kind, name_of(what)))
+        self._steps.append(Step(task, nth, kind, name_of(what), self._place_of()))
         self._picker.happened(task, kind, what, accesses)
 
     @property
@@ -158,7 +163,9 @@ class Replay:
     def _check(self, task: int, kind: str, what: str) -> None:
         steps = self._schedule.steps
         if self._step >= len(steps):
-            raise Diverged(f"step {self._step}: the schedule ends here, task {task} goes on with '{kind} {what}'")
+            raise Diverged(
+                f"step {self._step}: the schedule ends here, task {task} goes on with '{kind} {what}'"
+            )
         then = steps[self._step]
         if (then.task, then.kind, then.what) != (task, kind, what):
             raise Diverged(
@@ -178,4 +185,6 @@ def name_of(what: object) -> str:
     if name is not None:
         return str(name)
     index = getattr(what, "index", None)
-    return "" if what is None else what if isinstance(what, str) else f"cpu {index}" if index is not None else ""
+    return (
+        "" if what is None else what if isinstance(what, str) else f"cpu {index}" if index is not None else ""
+    )

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from polymmu.hardware.cpu import Cpu
 from polymmu.sched.access import Access, Mode
 from polymmu.sched.driver import TaskSched
+from polymmu.sched.lockdep import place_here
 from polymmu.sched.locks import Lock, RwSem
 
 __all__ = ["ExploringSched", "Halt", "Picker", "Stuck", "Task"]
@@ -89,6 +90,8 @@ class Task:
     preempt_since: int = 0
     children: int = 0
     woken: bool = False
+    place: str = ""
+    """Where in the code its operation is, if anybody wants to know."""
     glet: greenlet | None = None
 
 
@@ -133,6 +136,8 @@ class ExploringSched(TaskSched):
         super().__init__(cpus)
         self.budgets = dict(budgets or {})
         self._left: dict[str, int] = {}
+        self._last = -1
+        """Who did the last operation."""
         self._boot = Task((), -1, "boot", 0, lambda: None)
         self.context: Task = self._boot
         self._numbers: dict[Key, int] = {}
@@ -152,6 +157,9 @@ class ExploringSched(TaskSched):
         self._stepping = False
         self.switches = 0
         """How often the simulation went from one task to another."""
+        self.names: dict[int, tuple[str, int]] = {}
+        """Name and CPU of each task that there ever was, by number."""
+        self.with_places = False
         self.silent = False
         """Whoever only looks does so now: nothing is an operation."""
         self.after_step: Callable[[], None] | None = None
@@ -160,7 +168,7 @@ class ExploringSched(TaskSched):
     @property
     def lasting(self) -> tuple[object, ...]:
         """What outlives an execution, and must not be put back between two."""
-        return self._numbers, self._pool
+        return self._numbers, self._pool, self.names
 
     def in_user_mode(self, cpu: Cpu) -> bool:
         """Whether ``cpu`` is about to run user code, or does so for all that the kernel knows."""
@@ -178,7 +186,9 @@ class ExploringSched(TaskSched):
         """A task for the next ``run``, or for the rest of this one."""
         task = self._make(name, cpu, body)
         task.switched_to = switched_to
-        self._crowded[cpu] |= any(other.cpu == cpu for other in self._tasks if other.in_context and other is not task)
+        self._crowded[cpu] |= any(
+            other.cpu == cpu for other in self._tasks if other.in_context and other is not task
+        )
         return task
 
     def _make(self, name: str, cpu: int, body: Callable[[], None]) -> Task:
@@ -186,6 +196,7 @@ class ExploringSched(TaskSched):
         key = (*parent.key, parent.children)
         parent.children += 1
         task = Task(key, self._numbers.setdefault(key, len(self._numbers)), name, cpu, body)
+        self.names[task.number] = name, cpu
         self._tasks.append(task)
         self._newborn.append(task)
         return task
@@ -195,10 +206,11 @@ class ExploringSched(TaskSched):
         assert self._picker is None, "run is not re-entrant"
         self._picker, self._hub, self._failure = picker, getcurrent(), None
         self._left = dict(self.budgets)
+        self._last = -1
         outer = self.context, self.cpu, self.preempt_count
         try:
             self._announce()
-            first = self._next(self._boot)
+            first = self._next()
             if first is not None:
                 self._transfer(first)
         finally:
@@ -226,7 +238,7 @@ class ExploringSched(TaskSched):
         """What a greenlet runs: one task after another."""
         while True:
             try:
-                self._stepping = True
+                self._stepping = task.kind != "begin" or task.switched_to is not None
                 self._enter(task)
                 task.body()
                 if self.preempt_count:
@@ -234,7 +246,7 @@ class ExploringSched(TaskSched):
                 self._finish(task)
             except Abort:
                 pass
-            except BaseException as failure:  # noqa: BLE001
+            except BaseException as failure:
                 if not self._dying:
                     self._finish(task)
                     self._failure = failure
@@ -246,7 +258,7 @@ class ExploringSched(TaskSched):
             following = None
             if not self._dying:
                 self._tasks.remove(task)
-                following = self._next(task)
+                following = self._next()
             task = self._transfer(following) if following is not None else self._hub.switch()
 
     def _enter(self, task: Task) -> None:
@@ -266,6 +278,8 @@ class ExploringSched(TaskSched):
         if not self._atomic:
             self._finish(task)
             task.kind, task.what = kind, what
+            if self.with_places:
+                task.place = place_here()
             self._park(task)
         self._stepping = True
         self._note(kind, what)
@@ -299,6 +313,7 @@ class ExploringSched(TaskSched):
         if self._stepping:
             did, self._did = self._did, []
             self._stepping = False
+            self._last = task.number
             if self.after_step is not None:
                 self.after_step()
             self._picker.happened(task.number, task.kind, task.what, did)
@@ -314,7 +329,7 @@ class ExploringSched(TaskSched):
     def _park(self, task: Task) -> None:
         """Let the picker choose; returns when it chose this task."""
         task.preempt_count, task.preempt_since = self.preempt_count, self.preempt_since
-        following = self._next(task)
+        following = self._next()
         if following is task:
             return
         if following is not None:
@@ -326,11 +341,14 @@ class ExploringSched(TaskSched):
             raise Abort
         self._enter(task)
 
-    def _next(self, current: Task) -> Task | None:
+    def _next(self) -> Task | None:
         """Who goes on; None: the execution is over."""
         assert self._picker is not None
         if self._failure is not None:
             return None
+        for task in self._tasks:
+            if task.kind == "begin" and task.switched_to is None and task.glet is None:
+                return task  # up to its first operation it does nothing that others could see
         able = [task for task in self._tasks if self._can_go(task)]
         if not able:
             if self._tasks:
@@ -338,7 +356,7 @@ class ExploringSched(TaskSched):
                 self._failure = Stuck(self._who_waits())
             return None
         try:
-            number = self._picker.pick(current.number, [task.number for task in able])
+            number = self._picker.pick(self._last, [task.number for task in able])
         except Halt as halt:
             self._failure = halt
             return None

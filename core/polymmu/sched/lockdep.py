@@ -28,6 +28,7 @@ NOT_THE_CALLER = (
     "polymmu.sched",
     "polymmu.sanitize",
     "polymmu.events",
+    "polymmu.explore",
     "polymmu.hardware",
     "polymmu.machine",
     "contextlib",
@@ -35,6 +36,9 @@ NOT_THE_CALLER = (
 )
 """Modules that pass calls on; a place is the first one outside of them."""
 HELPERS = (
+    "find_entry",
+    "read_entry",
+    "_read",
     "pte_lock",
     "pte_unlock",
     "mm_call",

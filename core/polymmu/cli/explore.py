@@ -1,0 +1,86 @@
+"""``polymmu explore SCENARIO``: look for an interleaving that breaks something, or prove that there is none."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from polymmu.cli import common
+from polymmu.errors import UserMistake
+
+__all__ = ["add", "run"]
+
+STRATEGIES = ("portfolio", "default", "pct", "dpor", "sleep", "naive", "bounded")
+
+
+def add(commands: Any) -> None:
+    """Declare the arguments."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "explore", help="every interleaving of a scenario, up to the bounds", description=__doc__
+    )
+    parser.add_argument("scenario", metavar="SCENARIO", help="an installed scenario's name, or a YAML file")
+    parser.add_argument("--machine", default="x86_64", metavar="M", help="where it happens (default: x86_64)")
+    parser.add_argument(
+        "--strategy", choices=STRATEGIES, default="portfolio", help="how to search (default: all in turn)"
+    )
+    parser.add_argument("--random", type=int, default=100, metavar="N", help="random schedules tried first")
+    parser.add_argument("--executions", type=int, default=20_000, metavar="N", help="stop after so many")
+    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="stop after so long")
+    parser.add_argument(
+        "--preemptions", type=int, default=2, metavar="N", help="the most that the fallback search covers"
+    )
+    parser.add_argument(
+        "--speculate",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let every CPU fetch a translation just before the kernel takes it away (default: yes)",
+    )
+    parser.add_argument(
+        "--require-complete", action="store_true", help="exit with 1 unless every interleaving was covered"
+    )
+    parser.add_argument("--replay", metavar="FILE", help="where to write a schedule that breaks something")
+    common.add_sets(parser)
+    common.add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Explore it."""
+    from polymmu.description.load_scenario import load_scenario
+    from polymmu.explore.explorer import Limits, explore, shrink
+    from polymmu.explore.replay_file import write_replay
+    from polymmu.explore.scenario import Explored
+    from polymmu.explore.schedule import Replay
+    from polymmu.explore.telling import verdict_dict, verdict_text
+
+    for name in ("random", "executions", "seconds", "preemptions"):
+        if getattr(options, name) < 0:
+            raise UserMistake(f"--{name} {getattr(options, name)} is negative; give 0 or more")
+    file = load_scenario(options.scenario)
+    program = Explored(options.machine, file, sets=options.set, speculate=options.speculate)
+    limits = Limits(
+        random=options.random,
+        executions=options.executions,
+        seconds=options.seconds,
+        preemptions=options.preemptions,
+    )
+    with common.progress(options, file.scenario.name) as update:
+        tell = None if update is None else lambda strategy, done: update(done, options.executions)
+        verdict = explore(program, options.strategy, limits=limits, seed=options.seed or 0, tell=tell)
+    replay = None
+    if verdict.schedule is not None and verdict.outcome is not None:
+        import attrs
+
+        schedule, _ = shrink(program, verdict.schedule, verdict.outcome)
+        outcome, schedule = program.told(Replay(schedule, strict=False))
+        verdict = attrs.evolve(verdict, schedule=schedule, outcome=outcome)
+        replay = options.replay or f"{file.scenario.name}-{program.machine.name}.replay.json"
+        write_replay(Path(replay), program, schedule, outcome, options.scenario)
+    told = (verdict, file.scenario.name, program.machine.name, program.sched.names, replay)
+    common.emit(options, verdict_dict(*told), lambda: verdict_text(*told))
+    if verdict.interrupted:
+        return 130
+    if verdict.verdict == "violation":
+        return 1
+    return 1 if options.require_complete and not verdict.complete else 0
