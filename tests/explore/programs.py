@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from polymmu.explore.search import Blocked, Search
+from polymmu.exploration.search import Blocked, Search
 from polymmu.sched.access import Access, Mode
 from polymmu.sched.exploring import ExploringSched, Stuck
 from polymmu.sched.locks import Mutex, RwSem, Spinlock

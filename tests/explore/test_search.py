@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from polymmu.explore.search import Search
+from polymmu.exploration.search import Search
 from tests.explore.programs import Program, all_of, random_program
 
 SMALL = 400

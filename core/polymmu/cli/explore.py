@@ -22,6 +22,9 @@ def add(commands: Any) -> None:
     parser.add_argument("scenario", metavar="SCENARIO", help="an installed scenario's name, or a YAML file")
     parser.add_argument("--machine", default="x86_64", metavar="M", help="where it happens (default: x86_64)")
     parser.add_argument(
+        "--variant", metavar="NAME", help="buggy or fixed, of a scenario with both (default: fixed)"
+    )
+    parser.add_argument(
         "--strategy", choices=STRATEGIES, default="portfolio", help="how to search (default: all in turn)"
     )
     parser.add_argument("--random", type=int, default=100, metavar="N", help="random schedules tried first")
@@ -48,17 +51,13 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Explore it."""
     from polymmu.description.load_scenario import load_scenario
-    from polymmu.explore.explorer import Limits, explore, shrink
-    from polymmu.explore.replay_file import write_replay
-    from polymmu.explore.scenario import Explored
-    from polymmu.explore.schedule import Replay
-    from polymmu.explore.telling import verdict_dict, verdict_text
+    from polymmu.exploration.explored import explore
+    from polymmu.exploration.explorer import Limits
 
     for name in ("random", "executions", "seconds", "preemptions"):
         if getattr(options, name) < 0:
             raise UserMistake(f"--{name} {getattr(options, name)} is negative; give 0 or more")
     file = load_scenario(options.scenario)
-    program = Explored(options.machine, file, sets=options.set, speculate=options.speculate)
     limits = Limits(
         random=options.random,
         executions=options.executions,
@@ -66,19 +65,20 @@ def run(options: argparse.Namespace) -> int:
         preemptions=options.preemptions,
     )
     with common.progress(options, file.scenario.name) as update:
-        tell = None if update is None else lambda strategy, done: update(done, options.executions)
-        verdict = explore(program, options.strategy, limits=limits, seed=options.seed or 0, tell=tell)
-    replay = None
-    if verdict.schedule is not None and verdict.outcome is not None:
-        import attrs
-
-        schedule, _ = shrink(program, verdict.schedule, verdict.outcome)
-        outcome, schedule = program.told(Replay(schedule, strict=False))
-        verdict = attrs.evolve(verdict, schedule=schedule, outcome=outcome)
-        replay = options.replay or f"{file.scenario.name}-{program.machine.name}.replay.json"
-        write_replay(Path(replay), program, schedule, outcome, options.scenario)
-    told = (verdict, file.scenario.name, program.machine.name, program.sched.names, replay)
-    common.emit(options, verdict_dict(*told), lambda: verdict_text(*told))
+        found = explore(
+            file,
+            options.machine,
+            variant=options.variant,
+            strategy=options.strategy,
+            sets=options.set,
+            limits=limits,
+            seed=options.seed or 0,
+            speculate=options.speculate,
+            replay=options.replay or f"{file.scenario.name}-{Path(options.machine).stem}.replay.json",
+            progress=None if update is None else lambda strategy, done: update(done, options.executions),
+        )
+    common.emit(options, found.to_dict(), lambda: str(found))
+    verdict = found.verdict
     if verdict.interrupted:
         return 130
     if verdict.verdict == "violation":

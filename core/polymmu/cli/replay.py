@@ -23,8 +23,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Replay it; 1 if it breaks something again."""
-    from polymmu.explore.replay_file import replay
-    from polymmu.explore.telling import columns, steps_of
+    from polymmu.exploration.replay_file import replay
+    from polymmu.exploration.telling import columns, steps_of
 
     program, outcome, schedule = replay(Path(options.file))
     names = program.sched.names

@@ -28,7 +28,7 @@ NOT_THE_CALLER = (
     "polymmu.sched",
     "polymmu.sanitize",
     "polymmu.events",
-    "polymmu.explore",
+    "polymmu.exploration",
     "polymmu.hardware",
     "polymmu.machine",
     "contextlib",

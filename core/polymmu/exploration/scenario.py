@@ -13,10 +13,11 @@ import attrs
 import numpy as np
 
 from polymmu.description.load_scenario import ScenarioFile
+from polymmu.errors import UserMistake
 from polymmu.events import EVENT_NAMES
-from polymmu.explore.restore import Saved
-from polymmu.explore.schedule import Recorder, Schedule
-from polymmu.explore.watch import watch
+from polymmu.exploration.restore import Saved
+from polymmu.exploration.schedule import Recorder, Schedule
+from polymmu.exploration.watch import watch
 from polymmu.machine import Machine
 from polymmu.sanitize.violation import Violation
 from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
@@ -47,11 +48,18 @@ class Explored:
         file: ScenarioFile,
         *,
         sets: Sequence[str] = (),
+        variant: str | None = None,
         speculate: bool = True,
     ) -> None:
         self.asked_for = machine
+        self.variant = variant
         self.speculate = speculate
-        description, arch = Machine.describe(machine, sets=sets, over=file.over)
+        description, arch = Machine.describe(machine, sets=sets, over=file.over_in(variant))
+        if file.scenario.arches and arch.name not in file.scenario.arches:
+            raise UserMistake(
+                f"is about {', '.join(file.scenario.arches)}; machine '{machine}' is {arch.name}",
+                place=file.filename,
+            )
         self.machine = Machine(description, arch, sets=sets, driver="exploring", sanitize=True)
         kernel = self.machine.kernel
         assert isinstance(kernel.sched, ExploringSched)

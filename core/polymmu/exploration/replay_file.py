@@ -14,8 +14,8 @@ import attrs
 from polymmu import plugins
 from polymmu.description.load_scenario import ScenarioFile, load_scenario
 from polymmu.errors import UserMistake
-from polymmu.explore.scenario import Explored, Outcome
-from polymmu.explore.schedule import Diverged, Replay, Schedule
+from polymmu.exploration.scenario import Explored, Outcome
+from polymmu.exploration.schedule import Diverged, Replay, Schedule
 
 __all__ = ["read_replay", "replay", "write_replay"]
 
@@ -46,6 +46,7 @@ def write_replay(path: Path, program: Explored, schedule: Schedule, outcome: Out
         "scenario_sha256": program.file.sha256,
         "machine": str(program.asked_for),
         "sets": list(program.machine.sets),
+        "variant": program.variant,
         "speculate": program.speculate,
         "versions": versions(),
         "invariant": outcome.invariant,
@@ -75,7 +76,13 @@ def read_replay(path: Path) -> ReplayFile:
     try:
         schedule = Schedule.from_dict(data["schedule"])
         scenario, sha, then = data["scenario"], data["scenario_sha256"], data["versions"]
-        _ = data["machine"], [str(each) for each in data["sets"]], bool(data["speculate"]), data["finding"]
+        _ = (
+            data["machine"],
+            [str(each) for each in data["sets"]],
+            bool(data["speculate"]),
+            data["variant"],
+            data["finding"],
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise UserMistake(
             f"is damaged ({error!r}); write it again with 'polymmu explore'", place=str(path)
@@ -100,7 +107,13 @@ def replay(path: Path) -> tuple[Explored, Outcome, Schedule]:
     """Make the schedule of a file again, comparing every step. Raises UserMistake where it cannot be."""
     file = read_replay(path)
     data = file.data
-    program = Explored(data["machine"], file.scenario, sets=data["sets"], speculate=data["speculate"])
+    program = Explored(
+        data["machine"],
+        file.scenario,
+        sets=data["sets"],
+        variant=data["variant"],
+        speculate=data["speculate"],
+    )
     try:
         outcome, schedule = program.told(Replay(file.schedule, strict=True))
     except Diverged as diverged:

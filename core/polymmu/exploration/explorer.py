@@ -4,7 +4,7 @@ A portfolio with one budget: the default schedule; a few hundred random ones, wh
 search with source sets to its end, which proves that there is none. If that does not end in time, schedules of few
 preemptions are covered instead, which is a claim of its own. A verdict says what was covered, never more.
 
-First reading: ``explore``.
+First reading: ``Exploration.run``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 import attrs
 
-from polymmu.explore.random_walks import Pct
-from polymmu.explore.scenario import Explored, Outcome
-from polymmu.explore.schedule import Recorder, Replay, Schedule
-from polymmu.explore.search import Search
+from polymmu.exploration.random_walks import Pct
+from polymmu.exploration.scenario import Explored, Outcome
+from polymmu.exploration.schedule import Recorder, Replay, Schedule
+from polymmu.exploration.search import Search
 from polymmu.sched.exploring import Picker
 
-__all__ = ["Limits", "Verdict", "explore", "shrink"]
+__all__ = ["Limits", "Verdict", "search", "shrink"]
 
 PCT_DEPTHS = (3, 2, 5, 1, 4)
 
@@ -167,7 +167,7 @@ class Exploration:
         return covered
 
 
-def explore(
+def search(
     program: Explored,
     strategy: str = "portfolio",
     *,

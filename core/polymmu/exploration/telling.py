@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polymmu.explore.explorer import Verdict
-from polymmu.explore.schedule import Schedule, Step
+from polymmu.exploration.explorer import Verdict
+from polymmu.exploration.schedule import Schedule, Step
 
 __all__ = ["columns", "steps_of", "verdict_dict", "verdict_text"]
 

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 
 import attrs
 
-from polymmu.explore.happens_before import Trace
-from polymmu.explore.schedule import Diverged, default_pick
+from polymmu.exploration.happens_before import Trace
+from polymmu.exploration.schedule import Diverged, default_pick
 from polymmu.sched.access import Access, commute
 from polymmu.sched.exploring import Halt
 
