@@ -73,7 +73,10 @@ class Saved:
             return
         self._seen[id(thing)] = thing  # held, so that no other object gets its id
         if isinstance(thing, np.ndarray):
-            if thing.flags.writeable:
+            views_of_memory = (self._ram.bytes, self._frames.table)
+            if thing.flags.writeable and not any(
+                np.may_share_memory(thing, each) for each in views_of_memory
+            ):
                 self._undo.append(_array(thing, thing.copy()))
         elif isinstance(thing, (SortedDict, dict)):
             self._undo.append(_mapping(thing, dict(thing)))

@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 import numpy as np
 
+from polymmu.boot import TimedVectors
 from polymmu.description.load_scenario import ScenarioFile
 from polymmu.errors import UserMistake
 from polymmu.events import EVENT_NAMES
@@ -25,8 +26,8 @@ from polymmu.workload.scenario import ScenarioRun, Stop
 
 __all__ = ["Explored", "Outcome"]
 
-RESERVE = 32
-"""Frames and kernel objects that each CPU, and each slab, has in stock."""
+FRAMES, OBJECTS = 32, 8
+"""Frames that each CPU has in stock, and kernel objects that each slab has."""
 
 
 @attrs.frozen(kw_only=True)
@@ -67,19 +68,21 @@ class Explored:
         self.sched.budgets = dict(file.scenario.choices)
         self.file = file
         for slab in (kernel.mms, kernel.vmas, kernel.mappings, kernel.anon_vmas):
-            slab.reserve(RESERVE)
+            slab.reserve(OBJECTS)
         for cpu in kernel.cpus:
             stack = kernel.free.stacks[cpu.index]
-            stack[:RESERVE] = np.arange(kernel.free.bump + RESERVE - 1, kernel.free.bump - 1, -1)
-            kernel.free.nr[cpu.index] = RESERVE
-            kernel.free.bump += RESERVE
-        watch(kernel, self.sched, speculate=speculate)
+            bump = kernel.free.bump
+            stack[:FRAMES] = np.arange(bump + FRAMES - 1, bump - 1, -1)
+            kernel.free.nr[cpu.index] = FRAMES
+            kernel.free.bump += FRAMES
+        assert isinstance(self.machine.vectors, TimedVectors)
+        watch(kernel, self.sched, self.machine.vectors.programs, speculate=speculate)
         assert self.machine.sanitizer is not None
         self.sanitizer = self.machine.sanitizer
         for name in EVENT_NAMES:
             setattr(kernel.events, name, _silent(self.sched, getattr(kernel.events, name)))
         self.sched.after_step = self._look_at_users
-        self.run = ScenarioRun(self.machine, file)
+        self.run = ScenarioRun(self.machine, file, lingering=True)
         self.run.setup()
         self.executions = 0
         self._saved = Saved(

@@ -14,17 +14,21 @@ forgotten it is caught in this one execution. Without it CPUs only hold what pro
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
+from polymmu.hardware.cpu import Cpu, Watcher
 from polymmu.hardware.ram import Ram
 from polymmu.hooks import ArchKernel, ArchOps
 from polymmu.registry import HOOKS, Resolved
 from polymmu.sched.access import Mode
 from polymmu.sched.exploring import ExploringSched
+from polymmu.sched.user import UserCode
 from polymmu.structs import mm_struct, vm_area_struct
 
-__all__ = ["WatchedRam", "watch"]
+__all__ = ["WatchedCode", "WatchedRam", "watch"]
+
+T = TypeVar("T")
 
 
 class WatchedRam(Ram):
@@ -53,11 +57,66 @@ class WatchedRam(Ram):
         super().write_entry(pa, nbytes, order, entry)
 
 
-def watch(kernel: ArchKernel, sched: ExploringSched, *, speculate: bool) -> None:
+class WatchedCode(UserCode):
+    """Programs whose accesses say what they read: the CPU's TLB, the entries on the way, and what hardware noted."""
+
+    def _run(self, work: Callable[..., T], *args: Any) -> T:
+        va: int = args[0]
+        sched = self._sched
+        assert isinstance(sched, ExploringSched)
+
+        def noted(*args: Any) -> T:
+            before = self._entries(va)
+            sched.did(Mode.READ, ("tlb", self.cpu.index))
+            for entry in before:
+                sched.did(Mode.READ, entry)
+            done = work(*args)
+            for entry, value in self._entries(va).items():
+                if before.get(entry, value) != value:
+                    sched.did(Mode.WRITE, entry)
+            return done
+
+        return super()._run(noted, *args)
+
+    def _entries(self, va: int) -> dict[int, int]:
+        """Every entry that a walk for ``va`` reads now, by its address."""
+        sched = self._sched
+        assert isinstance(sched, ExploringSched)
+        outer, sched.silent = sched.silent, True
+        path = self.cpu.translate(va).path if self.cpu.root >= 0 else ()
+        sched.silent = outer
+        return {place: entry for _, place, entry in path}
+
+
+class FlushWatcher:
+    """Tells that a CPU's TLB changes, and goes on to whoever else watches."""
+
+    def __init__(self, sched: ExploringSched, other: Watcher) -> None:
+        self.sched = sched
+        self.other = other
+
+    def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
+        """See ``Watcher``."""
+        self.sched.did(Mode.WRITE, ("tlb", cpu.index))
+        self.other.before_invalidate(cpu, asid, start, end)
+
+    def after_invalidate(self, cpu: Cpu, dropped: int) -> None:
+        """See ``Watcher``."""
+        self.other.after_invalidate(cpu, dropped)
+
+
+def watch(
+    kernel: ArchKernel, sched: ExploringSched, programs: Sequence[UserCode], *, speculate: bool
+) -> None:
     """Make the shared words of ``kernel``, which no task has run on yet, visible to ``sched``."""
     kernel.ram.__class__ = WatchedRam
     ram = cast(WatchedRam, kernel.ram)
     ram.sched, ram.page_shift = sched, kernel.frames.page_shift
+    for program in programs:
+        program.__class__ = WatchedCode
+    for cpu in kernel.cpus:
+        assert cpu.watcher is not None
+        cpu.watcher = FlushWatcher(sched, cpu.watcher)
     ops = kernel.ops
     plain = {name: getattr(ops, name) for name in HOOKS}
     kernel.ops = cast(ArchOps, Resolved(plain | _visible(kernel, sched, ops, speculate)))

@@ -64,9 +64,10 @@ def run_scenario(machine: Machine, file: ScenarioFile) -> ScenarioResult:
 
 
 class ScenarioRun:
-    """One run."""
+    """One run. ``lingering``: a task that is done keeps its mm, until everything is given up."""
 
-    def __init__(self, machine: Machine, file: ScenarioFile) -> None:
+    def __init__(self, machine: Machine, file: ScenarioFile, *, lingering: bool = False) -> None:
+        self.lingering = lingering
         self.machine = machine
         self.place = file.filename
         self.scenario = file.scenario
@@ -137,7 +138,8 @@ class TaskRun:
         for _ in range(plan.times):
             for number, step in enumerate(plan.do):
                 self.step(f"{self.where}.do[{number}]", step)
-        self._leave()
+        if not self.run_of.lingering:
+            self._leave()
 
     def _leave(self) -> None:
         """This task gives its mm up, the last one takes it down."""
