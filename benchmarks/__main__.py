@@ -23,6 +23,7 @@ from benchmarks.measure import Row
 from benchmarks.peers import peers
 from benchmarks.process import process
 from benchmarks.replay import replay
+from benchmarks.sanitizer import sanitizer
 from benchmarks.workloads import Lab
 
 __all__ = ["BENCHMARKS", "host", "main", "table"]
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "faults": faults,
     "arches": arches,
     "growth": growth,
+    "sanitizer": sanitizer,
 }
 FINE, MISSED, MISTAKE = 0, 1, 2
 

@@ -11,6 +11,7 @@ from benchmarks.faults import faults
 from benchmarks.growth import free_pgtables_visits, growth
 from benchmarks.measure import GIB, KIB, MIB, TIB, Row, Subject, Target, side_by_side
 from benchmarks.replay import replay
+from benchmarks.sanitizer import sanitizer
 from benchmarks.workloads import Lab, pointer_chase
 
 from benchmarks import __main__ as command
@@ -40,6 +41,12 @@ def test_growth_has_a_row_per_number_of_vmas_and_per_shape() -> None:
         "munmap of one page among 100 vmas",
     ]
     assert sum(row.what.startswith("free_pgtables") for row in rows) == 7
+
+
+def test_the_sanitizer_has_a_ratio_for_each_workload() -> None:
+    rows = sanitizer(Lab(scale=TINY, rounds=1))
+    assert len(rows) == 5
+    assert all(row.ratio is not None and row.reference == "unwatched" for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +135,7 @@ def test_the_command_prints_json_and_fails_on_a_missed_target(
 def test_an_unknown_benchmark_is_one_line_and_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["spede"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "benchmarks: unknown benchmark 'spede' (known: replay, peers, process, faults, arches, growth; rounds from 1)"
+        "benchmarks: unknown benchmark 'spede' (known: replay, peers, process, faults, arches, growth, sanitizer; rounds from 1)"
     ]
 
 
