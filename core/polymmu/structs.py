@@ -58,6 +58,7 @@ VM_HUGETLB = 1 << 6
 VM_ACCOUNT = 1 << 7
 VM_DONTEXPAND = 1 << 8
 VM_DONTCOPY = 1 << 9
+VM_NORESERVE = 1 << 10
 
 # page flags: the FLAGS column of ``Frames``. NONZERO belongs to the hardware (hardware.ram).
 PG_ANON = 1 << 1  # mapped by anonymous (or COWed private) ptes

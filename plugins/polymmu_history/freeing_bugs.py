@@ -85,6 +85,13 @@ class UnscaledAddresses(VmaList):
         self.free_pgd_range(tlb, addr, end, floor, ceiling)
 
 
+class DriverFreesWhatIsMapped(VmaList):
+    """94: what a driver mapped before it ran out of tables stays mapped until the core gets round to it."""
+
+    def remap_failed(self, vma: vm_area_struct, start: int, end: int) -> None:
+        """Later, when the driver has given its frames back."""
+
+
 FREEING_BUGS: Mapping[str, type[VmaList]] = {
     "bug-14": DriverLeavesTables,
     "bug-15": DriverUnaccountsTwice,
@@ -95,4 +102,5 @@ FREEING_BUGS: Mapping[str, type[VmaList]] = {
     "bug-17": TablesBeforeUnlinking,
     "bug-18": LooksAtTheWrongVma,
     "bug-19": UnscaledAddresses,
+    "bug-94": DriverFreesWhatIsMapped,
 }

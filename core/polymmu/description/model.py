@@ -163,8 +163,9 @@ class KernelChoice:
     overcommit: str = field(
         default="always",
         metadata=doc(
-            "whether more memory may be promised to programs than there is: always, or never",
-            choices=("always", "never"),
+            "whether programs may be promised more memory than there is: always, heuristic (no single request for "
+            "more than all of it), or never",
+            choices=("always", "heuristic", "never"),
         ),
     )
     overcommit_ratio: int = field(

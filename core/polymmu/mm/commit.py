@@ -12,14 +12,23 @@ import errno
 
 from polymmu.errors import syscall_error
 from polymmu.mm.vma import vma_pages, vmas_of
-from polymmu.structs import VM_ACCOUNT, VM_HUGETLB, VM_SHARED, VM_WRITE, Kernel, vm_area_struct
+from polymmu.structs import (
+    VM_ACCOUNT,
+    VM_HUGETLB,
+    VM_NORESERVE,
+    VM_SHARED,
+    VM_WRITE,
+    Kernel,
+    vm_area_struct,
+)
 
 __all__ = ["accountable", "commit_limit", "vm_acct_memory", "vm_unacct_vmas"]
 
 
 def accountable(vm_flags: int) -> bool:
-    """Whether a mapping with these flags is charged: it may be written, and what is written is its own."""
-    return vm_flags & (VM_WRITE | VM_SHARED | VM_HUGETLB) == VM_WRITE
+    """Whether a mapping with these flags is charged: it may be written, what is written is its own, and nobody
+    asked for it to be left out (MAP_NORESERVE)."""
+    return vm_flags & (VM_WRITE | VM_SHARED | VM_HUGETLB | VM_NORESERVE) == VM_WRITE
 
 
 def commit_limit(kernel: Kernel[object]) -> int:
@@ -30,7 +39,10 @@ def commit_limit(kernel: Kernel[object]) -> int:
 def vm_acct_memory(kernel: Kernel[object], pages: int) -> None:
     """Charge ``pages``. Raises ENOMEM, with nothing charged, where that would be too many."""
     wanted = kernel.vm_committed + pages
-    if kernel.description.kernel.overcommit == "never" and wanted > commit_limit(kernel):
+    overcommit = kernel.description.kernel.overcommit
+    if overcommit == "heuristic" and pages > kernel.frames.count:
+        raise syscall_error(errno.ENOMEM, f"{pages} pages at once are more than there is memory")
+    if overcommit == "never" and wanted > commit_limit(kernel):
         raise syscall_error(
             errno.ENOMEM, f"{wanted} pages would be committed; the limit is {commit_limit(kernel)}"
         )

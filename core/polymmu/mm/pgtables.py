@@ -23,6 +23,7 @@ from polymmu.mm.gather import tlb_adjust_range
 from polymmu.mm.tables import account_table, entries_in, entries_spanned, format_of
 from polymmu.mm.unmap import unmap_region
 from polymmu.mm.vma import unlink_anon_vma, unlink_file_vma
+from polymmu.mm.zap import zap_page_range
 from polymmu.structs import VM_HUGETLB, mm_struct, mmu_gather, vm_area_struct
 
 __all__ = ["VmaList", "free_pgd_range"]
@@ -80,6 +81,10 @@ class VmaList:
         """
         unmap_region(vma.vm_mm, vma, prev, vma.vm_start, vma.vm_end)
         return True
+
+    def remap_failed(self, vma: vm_area_struct, start: int, end: int) -> None:
+        """A driver's remap_pfn_range gets no further than ``end``: what it mapped goes before the driver frees it."""
+        zap_page_range(vma, start, end - start)
 
     def tables_left(self, mm: mm_struct) -> int:
         """pte tables that are still there at the end of exit, beyond what the arch has below the first user address."""
