@@ -17,6 +17,7 @@ from benchmarks.faults import faults
 from benchmarks.growth import growth
 from benchmarks.measure import Row
 from benchmarks.peers import peers
+from benchmarks.pgtables import pgtables
 from benchmarks.process import process
 from benchmarks.replay import replay
 from benchmarks.workloads import Lab
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "faults": faults,
     "arches": arches,
     "growth": growth,
+    "pgtables": pgtables,
 }
 FINE, MISSED, MISTAKE = 0, 1, 2
 

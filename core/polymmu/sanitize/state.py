@@ -155,10 +155,13 @@ class State(Judge):
                 child = format.table_of(value)
                 base = start & -layout.span_of(level)
                 end = base + layout.span_of(level)
+                vma = _vma_in(mm, base, end)
+                if vma is not None and vma.huge_size:
+                    continue  # what an arch keeps there for huge pages may look like a table
                 reached[below] += 1
                 if not self.kernel.frames.refcount[child >> self.kernel.frames.page_shift]:
                     self._tell("INV-WALK", f"mm {mm.serial} links table {child:#x}, whose frame is free")
-                if not excused and child not in own and not _any_vma(mm, base, end):
+                if not excused and child not in own and vma is None:
                     self._tell(
                         "INV-PTALL",
                         f"mm {mm.serial} has a table of {layout.names[below]} at {base:#x}, no vma",
@@ -292,8 +295,9 @@ def _first(wrong: NDArray[np.bool_], *columns: Pfns) -> list[list[int]]:
     return [[int(column[n]) for column in columns] for n in np.flatnonzero(wrong)[:1].tolist()]
 
 
-def _any_vma(mm: mm_struct, start: int, end: int) -> bool:
-    """Whether a vma overlaps [start, end)."""
+def _vma_in(mm: mm_struct, start: int, end: int) -> vm_area_struct | None:
+    """The last vma that overlaps [start, end)."""
     for low in mm.vmas.irange(maximum=end - 1, reverse=True):
-        return bool(mm.vmas[low].vm_end > start)
-    return False
+        vma: vm_area_struct = mm.vmas[low]
+        return vma if vma.vm_end > start else None
+    return None
