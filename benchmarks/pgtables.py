@@ -1,11 +1,11 @@
 """What freeing page tables costs small processes that come and go: three generations on every architecture (A3.1).
 
-The sequences are those of lmbench's lat_proc in kind, not its programs: fork and exit; fork, exec and exit; a shell that
-runs such a program. Every figure is counted, in the model's cycles, and the same on every computer.
+The sequences are those of lmbench's lat_proc in kind, not its programs: fork and exit; fork, exec and exit; a shell
+that runs such a program. Every figure is counted, in the model's cycles, and the same on every computer.
 
-2.6.11's claim against it was that exit walks all of user space; free_pgtables looks where vmas were. The change's own
-caveat, with preemption zapping went by 8 pages at a time and lost more than that, needs the unmap loop of its time: with
-today's, which takes no notice of ``zap_block`` but to look whether somebody waits, both rows are alike.
+Until 2.6.11 exit walked all of user space; free_pgtables looks where vmas were. The change's own caveat, that zapping 8
+pages at a time with preemption lost more than that, needs the unmap loop of its time: today's takes no notice of
+``zap_block`` but to look whether somebody waits, so its two rows are alike.
 """
 
 from __future__ import annotations

@@ -485,9 +485,10 @@ class Mm:
         """
         if arguments < 0 or stack_shift < 0 or stack_shift % self.machine.page_size:
             raise UserMistake(f"arguments {arguments} and stack_shift {stack_shift}: give whole pages from 0")
-        return Mm(self.machine, mm_exec.exec_mm(
-            self.machine.kernel, self._enter(), arguments=arguments, stack_shift=stack_shift
-        ))
+        return Mm(
+            self.machine,
+            mm_exec.exec_mm(self.machine.kernel, self._enter(), arguments=arguments, stack_shift=stack_shift),
+        )
 
     def exit(self) -> None:
         """Tear the address space down."""

@@ -40,7 +40,8 @@ class VariantSpec:
     def kernel_variants(self) -> Mapping[str, Mapping[str, type[Any]]]:
         """Called when a machine file chooses a variant that the core does not have. Classes by axis and name.
 
-        Axes are keys of the ``kernel:`` section (``gather``, ``free_pgtables``). A name that another plugin has too is refused.
+        Axes are keys of the ``kernel:`` section (``gather``, ``free_pgtables``). A name that another plugin has too is
+        refused.
         """
         raise NotImplementedError
 

@@ -13,7 +13,6 @@ below the page-table lock). Huge vmas for which an address range is set aside ha
 
 from __future__ import annotations
 
-from polymmu.hooks import ArchKernel
 from polymmu.mm.gather import tlb_finish_mmu, tlb_gather_mmu
 from polymmu.mm.pgtables import VmaList
 from polymmu.mm.tables import read_pte
@@ -89,11 +88,9 @@ class ClearPageRange(VmaList):
     def range_around(
         self, mm: mm_struct, prev: vm_area_struct | None, start: int, end: int
     ) -> tuple[int, int] | None:
-        """What may be cleared where [start, end) was unmapped behind ``prev``; None: nothing. The driver's steps 1-5."""
+        """What may be cleared where [start, end) was unmapped behind ``prev``; None: nothing. Steps 1 to 5."""
         span = mm.layout.span_of(0)
-        first, last = start & -span, end + span - 1
-        if last > mm_vm_size(mm):  # wrapped or not
-            last = mm_vm_size(mm)
+        first, last = start & -span, min(end + span - 1, mm_vm_size(mm))
         first, last = self.between_neighbours(mm, prev, start, first, last)
         first = max(first, first_user_pgd(mm))
         shift = mm.layout.shift_of(mm.layout.pmd_level)
@@ -137,9 +134,7 @@ class ClearPageRange(VmaList):
             n += 1
         return n
 
-    def free_huge(
-        self, tlb: mmu_gather, vma: vm_area_struct | None, prev: vm_area_struct | None
-    ) -> None:
+    def free_huge(self, tlb: mmu_gather, vma: vm_area_struct | None, prev: vm_area_struct | None) -> None:
         """What an arch keeps elsewhere for huge pages in a range of their own, for ``vma`` and those after it."""
         mm, ops = tlb.mm, self.kernel.ops
         above = prev.vm_next if prev is not None else mm.mmap

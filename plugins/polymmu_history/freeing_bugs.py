@@ -79,9 +79,7 @@ class LooksAtTheWrongVma(VmaList):
 class UnscaledAddresses(VmaList):
     """19: a huge vma's tables are looked for where those of small pages would be."""
 
-    def hugetlb_free_pgd_range(
-        self, tlb: mmu_gather, addr: int, end: int, floor: int, ceiling: int
-    ) -> None:
+    def hugetlb_free_pgd_range(self, tlb: mmu_gather, addr: int, end: int, floor: int, ceiling: int) -> None:
         self.free_pgd_range(tlb, addr, end, floor, ceiling)
 
 

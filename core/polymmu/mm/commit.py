@@ -9,6 +9,7 @@ refuse to make. At the end nothing is committed (INV-REF).
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 from polymmu.errors import syscall_error
 from polymmu.mm.vma import vma_pages, vmas_of
@@ -22,6 +23,8 @@ from polymmu.structs import (
     vm_area_struct,
 )
 
+AnyKernel = Kernel[Any]
+
 __all__ = ["accountable", "commit_limit", "vm_acct_memory", "vm_unacct_vmas"]
 
 
@@ -31,12 +34,12 @@ def accountable(vm_flags: int) -> bool:
     return vm_flags & (VM_WRITE | VM_SHARED | VM_HUGETLB | VM_NORESERVE) == VM_WRITE
 
 
-def commit_limit(kernel: Kernel[object]) -> int:
+def commit_limit(kernel: AnyKernel) -> int:
     """Pages that may be committed where overcommitting is refused. There is no swap to add."""
     return kernel.frames.count * kernel.description.kernel.overcommit_ratio // 100
 
 
-def vm_acct_memory(kernel: Kernel[object], pages: int) -> None:
+def vm_acct_memory(kernel: AnyKernel, pages: int) -> None:
     """Charge ``pages``. Raises ENOMEM, with nothing charged, where that would be too many."""
     wanted = kernel.vm_committed + pages
     overcommit = kernel.description.kernel.overcommit

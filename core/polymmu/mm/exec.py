@@ -89,7 +89,9 @@ def shift_arg_pages(vma: vm_area_struct, shift: int) -> None:
     if new_start < kernel.shape.limits.first_user_address or find_vma_intersection(mm, new_start, old_start):
         raise syscall_error(errno.ENOMEM, f"the stack cannot move down to {new_start:#x}")
     vma_adjust(mm, [(vma, new_start, old_end)])  # step 2: both places are covered, by one vma
-    vma.vm_pgoff += shift >> mm.layout.page_shift  # each page keeps its number, which now leads to its new place
+    vma.vm_pgoff += (
+        shift >> mm.layout.page_shift
+    )  # each page keeps its number, which now leads to its new place
     if move_page_tables(vma, old_start, vma, new_start, old_end - old_start) < old_end - old_start:
         raise syscall_error(errno.ENOMEM, f"no memory for page tables at {new_start:#x}")
     lru_add_drain(kernel)

@@ -85,7 +85,6 @@ def hugetlb_fault(vma: vm_area_struct, addr: int, access: str) -> str:
     Raises SegmentationFault beyond the end of a file, SyscallError(ENOMEM) where no block or table is left.
     """
     mm = vma.vm_mm
-    kernel: ArchKernel = mm.kernel
     format = format_in(vma)
     page, write = addr & -vma.huge_size, access == "store"
     ptep = _alloc_entry(vma, page)

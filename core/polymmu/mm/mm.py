@@ -156,13 +156,12 @@ def exit_mmap(mm: mm_struct) -> None:
         mm.map_count -= 1
         remove_vma(vma)
     mm.total_vm = 0
-    left = {
-        "INV-PTALL": tables.tables_left(mm) and f"{tables.tables_left(mm)} page tables, {mm.nr_tables} by level",
-        "INV-REF": (mm.map_count or mm.anon_rss or mm.file_rss)
-        and f"{mm.map_count} vmas, {mm.anon_rss} anonymous and {mm.file_rss} file pages",
-    }
+    left: dict[str, str] = {}
+    if tables.tables_left(mm):
+        left["INV-PTALL"] = f"{tables.tables_left(mm)} page tables, {mm.nr_tables} by level"
+    if mm.map_count or mm.anon_rss or mm.file_rss:
+        left["INV-REF"] = f"{mm.map_count} vmas, {mm.anon_rss} anonymous and {mm.file_rss} file pages"
     for invariant, what in left.items():
-        if what:
-            kernel.events.bug(mm, invariant, f"mm {mm.serial} exits with {what} left")
-    if any(left.values()):
-        raise AssertionError(f"mm {mm.serial} exits with {' and '.join(filter(None, left.values()))} left")
+        kernel.events.bug(mm, invariant, f"mm {mm.serial} exits with {what} left")
+    if left:
+        raise AssertionError(f"mm {mm.serial} exits with {' and '.join(left.values())} left")

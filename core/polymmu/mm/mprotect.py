@@ -26,7 +26,8 @@ def do_mprotect(mm: mm_struct, start: int, length: int, vm_rights: int) -> None:
     """Give [start, start + length) the rights ``vm_rights`` (VM_READ | VM_WRITE | VM_EXEC, or none of them).
 
     Raises EINVAL for arguments that make no sense, ENOMEM where a part is not mapped (what lies before it has
-    changed by then, as in Linux) or too many mappings would come of it or too much memory would be committed, EINVAL for a part of a huge page.
+    changed by then, as in Linux) or too many mappings or too much committed memory would come of it, EINVAL for a
+    part of a huge page.
     """
     with mm_call(mm, "mprotect"):
         if start < 0 or start & (mm.layout.page_size - 1):

@@ -156,7 +156,9 @@ def _move_vma(vma: vm_area_struct, addr: int, old_len: int, new_len: int, new_ad
         raise syscall_error(errno.ENOMEM, f"no room for a move among {mm.map_count} mappings")
     _charge(vma, new_len - old_len)
     if vma.vm_flags & VM_ACCOUNT:
-        kernel.vm_committed += old_len >> mm.layout.page_shift  # until the old place is unmapped, which gives it back
+        kernel.vm_committed += (
+            old_len >> mm.layout.page_shift
+        )  # until the old place is unmapped, which gives it back
     new_vma = _copy_vma(vma, addr, new_addr, new_len)
     source = find_vma(mm, addr)  # growing over the new range may have taken the old vma in
     assert source is not None

@@ -134,9 +134,7 @@ class VmaList:
         """Whether the tables of ``following`` must be freed in another way than those of ``vma``, which is not huge."""
         return bool(following.vm_flags & VM_HUGETLB)
 
-    def hugetlb_free_pgd_range(
-        self, tlb: mmu_gather, addr: int, end: int, floor: int, ceiling: int
-    ) -> None:
+    def hugetlb_free_pgd_range(self, tlb: mmu_gather, addr: int, end: int, floor: int, ceiling: int) -> None:
         """The tables of a huge vma are where the arch put them."""
         self.kernel.ops.hugetlb_free_pgd_range(tlb, addr, end, floor, ceiling)
 

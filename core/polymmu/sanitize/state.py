@@ -258,9 +258,7 @@ class State(Judge):
             for mm in self.bench.mms.values()
             for vma in mm.vmas.values()
             if vma.vm_flags & VM_ACCOUNT
-        ) + sum(
-            mapping.host.committed for mapping in kernel.mappings.objects if mapping.host is not None
-        )
+        ) + sum(mapping.host.committed for mapping in kernel.mappings.objects if mapping.host is not None)
         if charged != kernel.vm_committed:
             self._tell("INV-REF", f"{kernel.vm_committed} pages are committed, {charged} were charged")
 
