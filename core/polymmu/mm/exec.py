@@ -88,10 +88,10 @@ def shift_arg_pages(vma: vm_area_struct, shift: int) -> None:
     new_start, new_end = old_start - shift, old_end - shift
     if new_start < kernel.shape.limits.first_user_address or find_vma_intersection(mm, new_start, old_start):
         raise syscall_error(errno.ENOMEM, f"the stack cannot move down to {new_start:#x}")
+    pages = shift >> mm.layout.page_shift
     vma_adjust(mm, [(vma, new_start, old_end)])  # step 2: both places are covered, by one vma
-    vma.vm_pgoff += (
-        shift >> mm.layout.page_shift
-    )  # each page keeps its number, which now leads to its new place
+    vma.vm_pgoff += pages  # each page keeps its number, which now leads to its new place
+    kernel.vm_committed += pages  # as much as the vma gives back, should exec end here
     if move_page_tables(vma, old_start, vma, new_start, old_end - old_start) < old_end - old_start:
         raise syscall_error(errno.ENOMEM, f"no memory for page tables at {new_start:#x}")
     lru_add_drain(kernel)
@@ -102,3 +102,4 @@ def shift_arg_pages(vma: vm_area_struct, shift: int) -> None:
     kernel.variants.free_pgtables.free_pgd_range(tlb, start, old_end, new_end, ceiling)
     tlb_finish_mmu(tlb, start, old_end)
     vma_adjust(mm, [(vma, new_start, new_end)])  # step 6
+    kernel.vm_committed -= pages
