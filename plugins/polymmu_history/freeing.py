@@ -3,9 +3,9 @@
 Both generations round a munmap up to whole entries of the root, cut that at the vmas on either side, and at exit walk
 all of user space. ``clear_page_tables`` (to 2.6.10) frees only what whole entries of the root cover that nobody needs
 any more. ``clear_page_range`` (2.6.11) goes by bytes: every page table in the range, and an upper table where the range
-covers all of it. What either leaves is found by a later munmap, or by exit; so tables exist that no vma covers.
-
-A driver that refuses half way leaves its tables behind too, for exit to find.
+covers all of it. What is left is found by a later munmap, or by exit: with the first one upper tables and whole rows of
+page tables, with both the tables of a driver that refused half way and of a range set aside for huge pages. So tables
+exist that no vma covers.
 
 Not as it was: vmas leave their anon_vma and file before tables go, as today (it came after, when all of it happened
 below the page-table lock). Huge vmas for which an address range is set aside have their tables freed as today.
