@@ -29,8 +29,16 @@ def mapped(mm: mm_struct, pages: int, flags: int = RW, at: int = BASE) -> int:
 
 @pytest.mark.parametrize(
     ("flags", "charged"),
-    [(RW, 7), (VM_READ, 0), (0, 0), (RW | VM_SHARED, 7), (VM_READ | VM_SHARED, 7), (RW | VM_NORESERVE, 0)],
-    ids=["private", "read only", "none", "shared", "shared, read only", "noreserve"],
+    [
+        (RW, 7),
+        (VM_READ, 0),
+        (0, 0),
+        (RW | VM_SHARED, 7),
+        (VM_READ | VM_SHARED, 7),
+        (RW | VM_NORESERVE, 0),
+        (RW | VM_SHARED | VM_NORESERVE, 0),
+    ],
+    ids=["private", "read only", "none", "shared", "shared, read only", "noreserve", "shared noreserve"],
 )
 def test_private_memory_that_may_be_written_is_charged_and_shared_memory_with_its_file(
     kernel: ArchKernel, flags: int, charged: int

@@ -43,6 +43,7 @@ from polymmu.structs import (
     VM_ACCOUNT,
     VM_GROWSDOWN,
     VM_HUGETLB,
+    VM_NORESERVE,
     VM_PFNMAP,
     VM_READ,
     VM_SHARED,
@@ -118,7 +119,7 @@ def do_mmap(
         if file is None and vm_flags & VM_SHARED:
             memory = new_file(kernel, "dev/zero", length, anonymous=True, huge_size=huge_size)
             try:
-                if not huge_size:
+                if not huge_size and not vm_flags & VM_NORESERVE:
                     pages = length >> mm.layout.page_shift
                     vm_acct_memory(kernel, pages)
                     memory.committed = pages
