@@ -21,6 +21,7 @@ from benchmarks.faults import faults
 from benchmarks.growth import growth
 from benchmarks.measure import Row
 from benchmarks.peers import peers
+from benchmarks.pgtables import pgtables
 from benchmarks.process import process
 from benchmarks.replay import replay
 from benchmarks.sanitizer import sanitizer
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "arches": arches,
     "growth": growth,
     "sanitizer": sanitizer,
+    "pgtables": pgtables,
 }
 FINE, MISSED, MISTAKE = 0, 1, 2
 

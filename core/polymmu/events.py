@@ -78,6 +78,10 @@ class Observer:
     def entries_visited(self, mm: Any, what: str, n: int) -> None:
         """A range walk looked at ``n`` entries; ``what``: zap, free_pgtables, copy, protect, move."""
 
+    # --- the kernel's own checks
+    def bug(self, mm: Any, invariant: str, text: str) -> None:
+        """A check of the kernel's own failed (Linux: BUG_ON), which breaks ``invariant``; an AssertionError follows."""
+
     # --- walks without a lock
     def lockless_read(self, mm: Any, cpu: int, rank: int, entry: int, table: int) -> None:
         """CPU ``cpu`` read the entry at physical address ``entry``, and may go on to ``table`` (-1: it ends there).

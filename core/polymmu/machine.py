@@ -45,6 +45,7 @@ from polymmu.sched.waitqueue import WaitQueue
 from polymmu.structs import (
     VM_EXEC,
     VM_GROWSDOWN,
+    VM_NORESERVE,
     VM_READ,
     VM_SHARED,
     VM_WRITE,
@@ -392,13 +393,15 @@ class Mm:
         offset: int = 0,
         populate: bool = False,
         grows_down: bool = False,
+        noreserve: bool = False,
         huge: int = 0,
     ) -> int:
         """Map ``length`` bytes; returns the address.
 
         ``prot``: letters of ``rwx``, empty for none. ``at``: a wish, or with ``fixed`` an order that replaces
         what was there. ``offset``: bytes into ``file``, a multiple of the page size. ``huge``: of huge pages of so
-        many bytes (``machine.huge_page_sizes``). Raises SyscallError.
+        many bytes (``machine.huge_page_sizes``). ``noreserve``: not counted as committed memory, where overcommitting
+        is allowed. Raises SyscallError.
         """
         mm = self._enter()
         flags = rights_of(prot)
@@ -406,6 +409,8 @@ class Mm:
             flags |= VM_SHARED
         if grows_down:
             flags |= VM_GROWSDOWN
+        if noreserve and self.machine.description.kernel.overcommit != "never":
+            flags |= VM_NORESERVE
         page = self.machine.page_size
         if offset < 0 or offset % page:
             raise syscall_error(
@@ -473,9 +478,17 @@ class Mm:
         """A child that shares every page copy-on-write."""
         return Mm(self.machine, mm_fork.dup_mm(self._enter()))
 
-    def exec(self) -> Mm:
-        """A fresh address space with a stack in place of this one, which this user gives up."""
-        return Mm(self.machine, mm_exec.exec_mm(self.machine.kernel, self._enter()))
+    def exec(self, *, arguments: int = 0, stack_shift: int = 0) -> Mm:
+        """A fresh address space with a stack in place of this one, which this user gives up.
+
+        ``arguments``: pages of the stack that are written at once; ``stack_shift``: bytes by which it then moves down.
+        """
+        if arguments < 0 or stack_shift < 0 or stack_shift % self.machine.page_size:
+            raise UserMistake(f"arguments {arguments} and stack_shift {stack_shift}: give whole pages from 0")
+        return Mm(
+            self.machine,
+            mm_exec.exec_mm(self.machine.kernel, self._enter(), arguments=arguments, stack_shift=stack_shift),
+        )
 
     def exit(self) -> None:
         """Tear the address space down."""

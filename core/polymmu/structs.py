@@ -58,6 +58,7 @@ VM_HUGETLB = 1 << 6
 VM_ACCOUNT = 1 << 7
 VM_DONTEXPAND = 1 << 8
 VM_DONTCOPY = 1 << 9
+VM_NORESERVE = 1 << 10
 
 # page flags: the FLAGS column of ``Frames``. NONZERO belongs to the hardware (hardware.ram).
 PG_ANON = 1 << 1  # mapped by anonymous (or COWed private) ptes
@@ -223,7 +224,7 @@ class File:
 
     ``mmap``: a driver's own mmap operation; it may set up the vma or raise SyscallError. ``read_page(index)``
     gives a page's initial bytes (None: zeroes). ``anonymous``: shared anonymous memory (shmem). ``huge_size``:
-    size of its pages where they are huge ones (a file of hugetlbfs), else 0.
+    size of its pages where they are huge ones (a file of hugetlbfs), else 0. ``committed``: pages charged for it.
     """
 
     name: str
@@ -232,6 +233,7 @@ class File:
     references: int = 1
     anonymous: bool = False
     huge_size: int = 0
+    committed: int = 0
     mmap: Callable[[File, vm_area_struct], None] | None = None
     read_page: Callable[[int], bytes] | None = None
 
@@ -280,7 +282,8 @@ class mm_struct:
 
     ``pgd``: physical address of the root table. ``layout``: its shape (an arch may grow it at run time).
     ``vmas``: start address -> vma, ordered. Counters as in Linux: ``map_count`` vmas, ``total_vm`` pages
-    mapped by vmas, ``anon_rss`` / ``file_rss`` pages present, ``nr_tables[level]`` live tables below the root
+    mapped by vmas, ``anon_rss`` / ``file_rss`` pages present, ``hiwater_vm`` / ``hiwater_rss`` the most there were of
+    each before they last fell, ``nr_tables[level]`` live tables below the root
     by level. ``cpu_mask``: CPUs whose TLB may hold translations of it. ``context``: the arch's own state.
     """
 
@@ -304,6 +307,7 @@ class mm_struct:
     anon_rss: int = 0
     file_rss: int = 0
     hiwater_rss: int = 0
+    hiwater_vm: int = 0
     nr_tables: list[int] = attrs.field(factory=list)
     start_brk: int = 0
     brk: int = 0
@@ -405,6 +409,8 @@ class Kernel(Generic[Ops]):
     mappings: Slab[address_space] = None  # type: ignore[assignment]
     anon_vmas: Slab[anon_vma] = None  # type: ignore[assignment]
     serial: int = 0
+    vm_committed: int = 0
+    """Pages promised to programs (``mm.commit``)."""
     one_entry: EntryRun = attrs.field(factory=lambda: np.zeros(1, dtype=np.uint64))
     """A run of one entry to hand to ``set_pte`` at a fault; making an array each time took 4 % of one."""
     active_mm: list[mm_struct | None] = attrs.field(factory=list)

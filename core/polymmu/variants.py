@@ -17,6 +17,7 @@ from polymmu.description.model import KernelChoice
 from polymmu.errors import PluginMistake, UserMistake
 from polymmu.hooks import ArchKernel
 from polymmu.mm.gather import LinkedGather
+from polymmu.mm.pgtables import VmaList
 from polymmu.plugins import installed, load, suggestion
 
 __all__ = ["GROUP", "VARIANTS", "Variants", "chosen", "hookimpl"]
@@ -25,7 +26,10 @@ GROUP = "polymmu.plugin"
 hookspec = pluggy.HookspecMarker("polymmu_variants")
 hookimpl = pluggy.HookimplMarker("polymmu_variants")
 
-VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {"gather": {"linked": LinkedGather}}
+VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
+    "gather": {"linked": LinkedGather},
+    "free_pgtables": {"vma_list": VmaList},
+}
 """The core's own, by axis and name."""
 
 
@@ -36,7 +40,8 @@ class VariantSpec:
     def kernel_variants(self) -> Mapping[str, Mapping[str, type[Any]]]:
         """Called when a machine file chooses a variant that the core does not have. Classes by axis and name.
 
-        Axes are keys of the ``kernel:`` section (``gather``). A name that another plugin has too is refused.
+        Axes are keys of the ``kernel:`` section (``gather``, ``free_pgtables``). A name that another plugin has too is
+        refused.
         """
         raise NotImplementedError
 
@@ -46,6 +51,7 @@ class Variants:
     """One machine's, each made and ready."""
 
     gather: LinkedGather
+    free_pgtables: VmaList
 
 
 def chosen(kernel: ArchKernel) -> Variants:

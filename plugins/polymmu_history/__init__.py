@@ -1,4 +1,8 @@
-"""Earlier generations of the mm algorithms, chosen by name in a machine file's ``kernel:`` section."""
+"""Earlier generations of the mm algorithms, and known bugs, chosen by name in a machine file's ``kernel:`` section.
+
+A generation is called as Linux called it. A known bug is called ``bug-NUMBER``, with a letter where one number has
+several, on the axis whose step it gets wrong; all else about it is as today.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from polymmu.variants import hookimpl
+from polymmu_history.freeing import ClearPageRange, ClearPageTables
+from polymmu_history.freeing_bugs import FREEING_BUGS
 from polymmu_history.gather import PercpuGather, StackGather
 
-__all__ = ["PercpuGather", "StackGather", "kernel_variants"]
+__all__ = ["ClearPageRange", "ClearPageTables", "PercpuGather", "StackGather", "kernel_variants"]
 
 
 @hookimpl
 def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
-    """The generations of the gather."""
-    return {"gather": {"percpu": PercpuGather, "stack": StackGather}}
+    """The generations on each axis."""
+    return {
+        "gather": {"percpu": PercpuGather, "stack": StackGather},
+        "free_pgtables": {
+            "clear_page_range": ClearPageRange,
+            "clear_page_tables": ClearPageTables,
+            **FREEING_BUGS,
+        },
+    }

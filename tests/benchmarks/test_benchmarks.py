@@ -10,6 +10,7 @@ import pytest
 from benchmarks.faults import faults
 from benchmarks.growth import free_pgtables_visits, growth
 from benchmarks.measure import GIB, KIB, MIB, TIB, Row, Subject, Target, side_by_side
+from benchmarks.pgtables import run_sequence
 from benchmarks.replay import replay
 from benchmarks.sanitizer import sanitizer
 from benchmarks.workloads import Lab, pointer_chase
@@ -143,3 +144,12 @@ def test_an_unknown_benchmark_is_one_line_and_2(capsys: pytest.CaptureFixture[st
 def test_the_documented_command_names_every_benchmark() -> None:
     text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
     assert all(f"`{name}`" in text for name in command.BENCHMARKS)
+
+
+def test_exit_before_2_6_12_reads_all_of_user_space_however_small_the_process() -> None:
+    """On x86 that is 3 GiB in root entries of 4 MiB; by vma list it is an entry for each that the process is in."""
+    before = run_sequence("x86", "clear_page_range", "fork + exit")
+    after = run_sequence("x86", "vma_list", "fork + exit")
+    assert before.entries == 768
+    assert after.entries == 3  # program and libraries, heap, stack
+    assert before.cycles - after.cycles == before.freeing - after.freeing == 4 * (768 - 3)

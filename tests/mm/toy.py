@@ -313,4 +313,5 @@ def state(kernel: ArchKernel) -> SimpleNamespace:
         mappings=kernel.mappings.live,
         anon_vmas=kernel.anon_vmas.live,
         on_lru=int(kernel.free.lru[2]),
+        committed=kernel.vm_committed,
     )

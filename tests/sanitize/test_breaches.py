@@ -264,7 +264,7 @@ def test_inv_rmap_a_vma_its_file_does_not_know() -> None:
 
 
 def test_inv_ptall_a_table_that_no_vma_covers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pgtables, "free_pgd_range", nothing)
+    monkeypatch.setattr(pgtables.VmaList, "free_pgd_range", nothing)
     made = machine()
     mm, _, at = running(made)
     mm.munmap(at, SIZE)

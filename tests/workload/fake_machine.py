@@ -72,6 +72,7 @@ class FakeMm:
         offset: int = 0,
         populate: bool = False,
         grows_down: bool = False,
+        noreserve: bool = False,
         huge: int = 0,
     ) -> int:
         if at is None or not fixed:

@@ -126,6 +126,15 @@ class KernelChoice:
             pattern_doc="a name (letters, digits, _ and -)",
         ),
     )
+    free_pgtables: str = field(
+        default="vma_list",
+        metadata=doc(
+            "which page tables go: vma_list (Linux 2.6.12 on), or a plugin's: clear_page_range (2.6.11), "
+            "clear_page_tables (to 2.6.10), or a known bug (bug-14, ...)",
+            pattern=PART_NAME,
+            pattern_doc="a name (letters, digits, _ and -)",
+        ),
+    )
     table_free: str = field(
         default="auto",
         metadata=doc(
@@ -151,6 +160,18 @@ class KernelChoice:
         metadata=doc("free pages at once and flush at the end on a machine with one CPU (Linux 2.6 to 3.9)"),
     )
     vm_max_map_count: int = field(default=65_530, metadata=doc("mappings one mm may have", minimum=1))
+    overcommit: str = field(
+        default="always",
+        metadata=doc(
+            "whether programs may be promised more memory than there is: always, heuristic (no single request for "
+            "more than all of it), or never",
+            choices=("always", "heuristic", "never"),
+        ),
+    )
+    overcommit_ratio: int = field(
+        default=50,
+        metadata=doc("percent of memory that may be promised where overcommit is never", minimum=0),
+    )
     pagevec: int = field(
         default=15, metadata=doc("pages a per-CPU pagevec holds before it drains", minimum=1)
     )

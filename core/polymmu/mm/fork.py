@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from polymmu.errors import SyscallError
 from polymmu.mm.calls import mm_call
+from polymmu.mm.commit import vm_acct_memory
 from polymmu.mm.copy import copy_page_range
 from polymmu.mm.mm import mm_alloc, mmput
 from polymmu.mm.pagecache import get_file
 from polymmu.mm.vma import anon_vma_fork, vma_copy, vma_link, vma_pages, vmas_of
-from polymmu.structs import VM_DONTCOPY, mm_struct
+from polymmu.structs import VM_ACCOUNT, VM_DONTCOPY, mm_struct
 
 __all__ = ["dup_mm"]
 
@@ -43,6 +44,8 @@ def _dup_mmap(child: mm_struct, mm: mm_struct) -> None:
     for vma in vmas_of(mm.mmap):
         if vma.vm_flags & VM_DONTCOPY:
             continue
+        if vma.vm_flags & VM_ACCOUNT:
+            vm_acct_memory(mm.kernel, vma_pages(vma))
         copy = vma_copy(vma, child)
         anon_vma_fork(copy)
         vma_link(copy, last, truncate_count=vma.vm_truncate_count)

@@ -85,10 +85,9 @@ def hugetlb_fault(vma: vm_area_struct, addr: int, access: str) -> str:
     Raises SegmentationFault beyond the end of a file, SyscallError(ENOMEM) where no block or table is left.
     """
     mm = vma.vm_mm
-    kernel: ArchKernel = mm.kernel
     format = format_in(vma)
     page, write = addr & -vma.huge_size, access == "store"
-    ptep = kernel.ops.huge_pte_alloc(mm, page, vma.huge_size)
+    ptep = _alloc_entry(vma, page)
     if ptep < 0:
         raise syscall_error(errno.ENOMEM, "no frame left for a page table")
     value = read_pte(mm, ptep)
@@ -105,6 +104,13 @@ def hugetlb_fault(vma: vm_area_struct, addr: int, access: str) -> str:
     _raise_to(vma, page, ptep, value, _touched(format, value, write))
     mm.page_table_lock.unlock()
     return "protection"
+
+
+def _alloc_entry(vma: vm_area_struct, page: int) -> int:
+    """Physical address of the entry for ``page``, made if need be; -1 where no table is left. May sleep."""
+    kernel: ArchKernel = vma.vm_mm.kernel
+    kernel.variants.free_pgtables.room_for_huge(vma.vm_mm, page, vma.huge_size)
+    return kernel.ops.huge_pte_alloc(vma.vm_mm, page, vma.huge_size)
 
 
 def _touched(format: EntryFormat, entry: int, write: bool) -> int:
@@ -242,7 +248,7 @@ def populate_huge(vma: vm_area_struct, start: int, end: int) -> None:
     kernel: ArchKernel = mm.kernel
     write = vma.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE
     for page in range(start, end, vma.huge_size):
-        ptep = kernel.ops.huge_pte_alloc(mm, page, vma.huge_size)
+        ptep = _alloc_entry(vma, page)
         try:
             if ptep < 0 or not _no_page(vma, page, ptep, write):
                 return

@@ -12,11 +12,11 @@ import errno
 from polymmu.errors import syscall_error
 from polymmu.hardware.cpu import Cpu
 from polymmu.hooks import ArchKernel
+from polymmu.mm.commit import vm_unacct_vmas
 from polymmu.mm.frames import lru_add_drain
 from polymmu.mm.gather import tlb_finish_mmu, tlb_gather_mmu
 from polymmu.mm.grab import mmdrop, mmgrab
 from polymmu.mm.pagecache import put_file
-from polymmu.mm.pgtables import free_pgtables
 from polymmu.mm.vma import remove_vma, vmas_of
 from polymmu.mm.zap import unmap_vmas
 from polymmu.sched.locks import Mutex, RwSem, Spinlock
@@ -60,7 +60,7 @@ def mm_alloc(kernel: ArchKernel, like: mm_struct | None = None) -> mm_struct:
     mm.vmas.clear()
     mm.mmap = mm.mmap_cache = None
     mm.map_count = mm.total_vm = 0
-    mm.anon_rss = mm.file_rss = mm.hiwater_rss = 0
+    mm.anon_rss = mm.file_rss = mm.hiwater_rss = mm.hiwater_vm = 0
     mm.mm_users = mm.mm_count = 1
     mm.cpu_mask = mm.tlb_flush_pending = 0
     mm.exe_file = None
@@ -138,8 +138,7 @@ def mmput(mm: mm_struct) -> None:
 def exit_mmap(mm: mm_struct) -> None:
     """Take every mapping down: pages, tables, vmas, in the order of A7.3.
 
-    AssertionError where something is left: a page counted as present, a vma, or a table. Tables below the
-    first user address are the arch's own.
+    AssertionError where something is left that the kernel looks for: a page counted as present, a vma, or a table.
     """
     kernel: ArchKernel = mm.kernel
     first = mm.mmap
@@ -147,7 +146,9 @@ def exit_mmap(mm: mm_struct) -> None:
     kernel.ops.flush_cache_mm(mm)
     tlb = tlb_gather_mmu(mm, True)
     unmap_vmas(tlb, first, 0, 0)
-    free_pgtables(tlb, first, kernel.shape.limits.first_user_address, 0)
+    vm_unacct_vmas(first)
+    tables = kernel.variants.free_pgtables
+    tables.exiting(tlb, first)
     tlb_finish_mmu(tlb, 0, kernel.shape.limits.mm_vm_size)
     mm.vmas.clear()
     mm.mmap = mm.mmap_cache = None
@@ -155,11 +156,12 @@ def exit_mmap(mm: mm_struct) -> None:
         mm.map_count -= 1
         remove_vma(vma)
     mm.total_vm = 0
-    layout = mm.layout
-    span = layout.span_of(layout.pmd_level)
-    own = -(-kernel.shape.limits.first_user_address // span)
-    if mm.map_count or mm.anon_rss or mm.file_rss or mm.nr_tables[layout.pte_level] > own:
-        raise AssertionError(
-            f"mm {mm.serial} exits with {mm.map_count} vmas, tables {mm.nr_tables}, "
-            f"{mm.anon_rss} anonymous and {mm.file_rss} file pages left"
-        )
+    left: dict[str, str] = {}
+    if tables.tables_left(mm):
+        left["INV-PTALL"] = f"{tables.tables_left(mm)} page tables, {mm.nr_tables} by level"
+    if mm.map_count or mm.anon_rss or mm.file_rss:
+        left["INV-REF"] = f"{mm.map_count} vmas, {mm.anon_rss} anonymous and {mm.file_rss} file pages"
+    for invariant, what in left.items():
+        kernel.events.bug(mm, invariant, f"mm {mm.serial} exits with {what} left")
+    if left:
+        raise AssertionError(f"mm {mm.serial} exits with {' and '.join(left.values())} left")

@@ -77,6 +77,7 @@ def put_file(kernel: AnyKernel, file: File) -> None:
     if mapping.i_mmap:
         raise AssertionError(f"file {file.name} is freed while {len(mapping.i_mmap)} vmas map it")
     drop_page_cache(kernel, mapping, 0)
+    kernel.vm_committed -= file.committed
     mapping.host = None
     kernel.mappings.free(mapping)
 

@@ -171,19 +171,20 @@ def entries_in(
     """The entries of ``table`` (of ``level``, above the ptes) that are not empty and cover [addr, end).
 
     Yields (entry's physical address, its value, addr, end) with the part of the range it covers. [addr, end)
-    lies within one table, except at level 0, where the arch says at each step where the next entry begins.
+    lies within one table, except at level 0, where the arch says at each step where the next entry begins; it may
+    end in a hole there.
     """
     kernel: ArchKernel = mm.kernel
     layout = mm.layout
     empty: int = format_of(mm, level).empty
     if level == 0:
-        pgd_addr_end = kernel.ops.pgd_addr_end
+        pgd_addr_end, span = kernel.ops.pgd_addr_end, layout.span_of(0)
         while addr != end:
             stop = pgd_addr_end(mm, addr, end)
             entry = layout.entry_address(0, table, addr)
             value = read_entry(mm, 0, entry)
             if value != empty:
-                yield entry, value, addr, stop
+                yield entry, value, addr, min(stop, (addr & -span) + span) if stop else stop
             addr = stop
         return
     width, shift = layout.entry_bytes[level], layout.shifts[level]

@@ -19,6 +19,7 @@ from polymmu.errors import syscall_error
 from polymmu.hooks import ArchKernel
 from polymmu.mm.pagecache import get_file, put_file
 from polymmu.structs import (
+    VM_ACCOUNT,
     VM_DONTEXPAND,
     VM_EXEC,
     VM_HUGETLB,
@@ -235,7 +236,7 @@ def _could_join(vma: vm_area_struct, neighbour: vm_area_struct) -> bool:
     return (
         low.vm_end == high.vm_start
         and low.vm_file is high.vm_file
-        and not (low.vm_flags ^ high.vm_flags) & ~VM_RIGHTS
+        and not (low.vm_flags ^ high.vm_flags) & ~(VM_RIGHTS | VM_ACCOUNT)
         and low.vm_pgoff + vma_pages(low) == high.vm_pgoff
     )
 

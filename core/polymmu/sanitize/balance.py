@@ -37,6 +37,7 @@ def check_balance(kernel: ArchKernel, held: int | None = None) -> list[str]:
             ("vmas", kernel.vmas.live),
             ("files", kernel.mappings.live),
             ("anon_vmas", kernel.anon_vmas.live),
+            ("pages committed", kernel.vm_committed),
         )
         if count
     ]

@@ -28,6 +28,7 @@ class Bench(Observer):
         """serial -> tables that came with its root; they may lie where no vma is"""
         self._calls: dict[int, int] = {}
         self._truncations = 0
+        self._roots: dict[int, int] = {}
 
     # ------------------------------------------------------------------ telling
     def now(self, what: str) -> Happened:
@@ -64,7 +65,10 @@ class Bench(Observer):
 
     def table_allocated(self, mm: mm_struct, level: int, table: int, size: int) -> None:
         if not level:
+            if mm.serial in self.mms:  # it grew a level: what was its root is now the first table below
+                self.own_tables.setdefault(mm.serial, set()).add(self._roots[mm.serial])
             self.mms[mm.serial] = mm
+            self._roots[mm.serial] = table
         elif mm.serial not in self.mms:
             self.own_tables.setdefault(mm.serial, set()).add(table)
 
@@ -72,6 +76,7 @@ class Bench(Observer):
         if not level:
             self.mms.pop(mm.serial, None)
             self.own_tables.pop(mm.serial, None)
+            self._roots.pop(mm.serial, None)
 
     def is_settled(self, mm: mm_struct) -> bool:
         """Whether nobody is in the middle of changing ``mm``: what it says now is what everybody must see."""

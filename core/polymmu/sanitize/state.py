@@ -19,6 +19,7 @@ from polymmu.hardware.cpu import Cpu
 from polymmu.hardware.entry import Field
 from polymmu.hardware.ram import FLAGS, INDEX, MAPCOUNT, MAPPING, REFCOUNT
 from polymmu.mm.tables import entries_in, format_of, read_ptes, table_runs
+from polymmu.mm.vma import vma_pages
 from polymmu.sanitize.cached_kernels import dirty_frames
 from polymmu.sanitize.judge import Bench, Judge
 from polymmu.sanitize.violation import Happened
@@ -27,6 +28,7 @@ from polymmu.structs import (
     PG_CACHE,
     PG_DIRTY,
     PG_RESERVED,
+    VM_ACCOUNT,
     VM_PFNMAP,
     VM_SHARED,
     address_space,
@@ -97,6 +99,9 @@ class State(Judge):
             here = self.bench.now(f"page {index} leaves the cache")
             self.bench.tell("INV-TRUNC", here, f"{self.kernel.frames.mapcount[pfn]} ptes still map it")
 
+    def bug(self, mm: mm_struct, invariant: str, text: str) -> None:
+        self._tell(invariant, text)
+
     # ------------------------------------------------------------------ a look
     def look(self) -> None:
         """Compare everything now. Nobody may be in the middle of a change."""
@@ -125,6 +130,7 @@ class State(Judge):
                     f"its tables map {anon} and {files}",
                 )
         self._counts(_joined(found), _joined(private), huge)
+        self._committed()
         self._dirt(set(_joined(dirty).tolist()))
         self._cost = sum(map(len, found)) // 4
         self._work = 0
@@ -138,6 +144,7 @@ class State(Judge):
         layout = mm.layout
         reached = [0] * layout.levels
         own = self.bench.own_tables.get(mm.serial, set())
+        excused = self.kernel.variants.free_pgtables.leaves_tables
         todo = [(0, mm.pgd, self.kernel.shape.limits.first_user_address, mm.task_size)]
         while todo:
             level, table, low, high = todo.pop()
@@ -148,10 +155,13 @@ class State(Judge):
                 child = format.table_of(value)
                 base = start & -layout.span_of(level)
                 end = base + layout.span_of(level)
+                vma = _vma_in(mm, base, end)
+                if vma is not None and vma.huge_size:
+                    continue  # what an arch keeps there for huge pages may look like a table
                 reached[below] += 1
                 if not self.kernel.frames.refcount[child >> self.kernel.frames.page_shift]:
                     self._tell("INV-WALK", f"mm {mm.serial} links table {child:#x}, whose frame is free")
-                if child not in own and not _any_vma(mm, base, end):
+                if not excused and child not in own and vma is None:
                     self._tell(
                         "INV-PTALL",
                         f"mm {mm.serial} has a table of {layout.names[below]} at {base:#x}, no vma",
@@ -240,6 +250,18 @@ class State(Judge):
                 "INV-COW", f"frame {pfn} is writable in a private vma and mapped {frames.mapcount[pfn]} times"
             )
 
+    def _committed(self) -> None:
+        """INV-REF: what is promised is what vmas and files were charged."""
+        kernel = self.kernel
+        charged = sum(
+            vma_pages(vma)
+            for mm in self.bench.mms.values()
+            for vma in mm.vmas.values()
+            if vma.vm_flags & VM_ACCOUNT
+        ) + sum(mapping.host.committed for mapping in kernel.mappings.objects if mapping.host is not None)
+        if charged != kernel.vm_committed:
+            self._tell("INV-REF", f"{kernel.vm_committed} pages are committed, {charged} were charged")
+
     def _dirt(self, dirty: set[int]) -> None:
         """INV-DIRTY: what was stored to is noted in the page or in a pte."""
         frames = self.kernel.frames
@@ -271,8 +293,9 @@ def _first(wrong: NDArray[np.bool_], *columns: Pfns) -> list[list[int]]:
     return [[int(column[n]) for column in columns] for n in np.flatnonzero(wrong)[:1].tolist()]
 
 
-def _any_vma(mm: mm_struct, start: int, end: int) -> bool:
-    """Whether a vma overlaps [start, end)."""
+def _vma_in(mm: mm_struct, start: int, end: int) -> vm_area_struct | None:
+    """The last vma that overlaps [start, end)."""
     for low in mm.vmas.irange(maximum=end - 1, reverse=True):
-        return bool(mm.vmas[low].vm_end > start)
-    return False
+        vma: vm_area_struct = mm.vmas[low]
+        return vma if vma.vm_end > start else None
+    return None

@@ -31,6 +31,7 @@ class MmHandle(Protocol):
         offset: int = 0,
         populate: bool = False,
         grows_down: bool = False,
+        noreserve: bool = False,
         huge: int = 0,
     ) -> int: ...
 
