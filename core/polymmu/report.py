@@ -40,7 +40,7 @@ class Counters(Observer):
         self.calls[name] = self.calls.get(name, 0) + 1
 
     def fault(self, mm: Any, addr: int, kind: str, n: int) -> None:
-        self.faults[kind] += n
+        self.faults[kind] = self.faults.get(kind, 0) + n
 
     def pages_allocated(self, n: int, what: str) -> None:
         self.pages["allocated"] += n
