@@ -212,6 +212,12 @@ def text_of(value: Mapping[str, Any]) -> str:
     lines.append(
         f"pages      {pages['peak']:>15,}   at peak; {pages['allocated']:,} allocated, {pages['freed']:,} freed"
     )
+    if "swap" in value:
+        swap = value["swap"]
+        lines.append(
+            f"swap       {swap['out']:>15,}   pages out, {swap['in']:,} in; {swap['used']:,} of {swap['slots']:,} "
+            "places taken at the end"
+        )
     gather = value["gather"]
     lines.append(
         f"gather     {gather['flushes']:>15,}   flushes, {gather['pages']:,} pages and {gather['tables']:,} tables "

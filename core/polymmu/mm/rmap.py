@@ -15,7 +15,7 @@ from polymmu.mm.frames import put_page
 from polymmu.mm.swap import swap_duplicate_in
 from polymmu.mm.tables import find_entry, pfn_of, pte_lock, pte_unlock, read_pte, read_ptes, table_runs
 from polymmu.mm.vma import linear_index
-from polymmu.mm.zap import update_hiwater_rss
+from polymmu.mm.zap import collect_dirt, update_hiwater_rss
 from polymmu.structs import PG_ANON, PG_DIRTY, VM_NONLINEAR, VM_PFNMAP, vm_area_struct
 
 __all__ = ["Unmapped", "page_referenced", "try_to_unmap"]
@@ -68,8 +68,7 @@ def try_to_unmap(kernel: ArchKernel, pfn: int, entry: int | None) -> Unmapped:
             mm.file_rss -= 1
         frames.mapcount[pfn] -= 1
         put_page(kernel, pfn)
-        if not frames.mapcount[pfn] and shape.pte.dirty is None and kernel.ops.page_test_and_clear_dirty(kernel, pfn):
-            frames.flags[pfn] |= PG_DIRTY
+        collect_dirt(kernel, np.array((pfn,), dtype=np.int64))
     return Unmapped.SWAP_AGAIN if frames.mapcount[pfn] else Unmapped.SWAP_SUCCESS
 
 

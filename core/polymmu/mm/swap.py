@@ -104,6 +104,12 @@ def _get_swap_page(area: SwapArea) -> int:
 def _swap_free(area: SwapArea, slot: int) -> None:
     """One less that names ``slot``."""
     area.lock.lock()
+    _put_slot(area, slot)
+    area.lock.unlock()
+
+
+def _put_slot(area: SwapArea, slot: int) -> None:
+    """``_swap_free`` for who has the lock."""
     left = area.swap_map[slot] - 1
     if left:
         area.swap_map[slot] = left
@@ -111,25 +117,18 @@ def _swap_free(area: SwapArea, slot: int) -> None:
         del area.swap_map[slot]
         area.contents.pop(slot, None)
         area.freed.append(slot)
-    area.lock.unlock()
-
-
-def _swap_duplicate(area: SwapArea, slot: int) -> bool:
-    """One more that names ``slot``; False if it is free by now."""
-    area.lock.lock()
-    taken = slot in area.swap_map
-    if taken:
-        area.swap_map[slot] += 1
-    area.lock.unlock()
-    return taken
 
 
 def swap_duplicate_in(mm: mm_struct, values: EntryRun) -> None:
     """Count the swap entries among ``values``, which are about to stand in ptes of ``mm`` too."""
     kernel: ArchKernel = mm.kernel
     for entry in _swap_entries_in(kernel, values):
-        if not _swap_duplicate(_area(kernel), _slot_of(kernel, entry)):
+        area, slot = _area(kernel), _slot_of(kernel, entry)
+        area.lock.lock()
+        if slot not in area.swap_map:
             raise AssertionError(f"pte {entry:#x} names a free slot")
+        area.swap_map[slot] += 1
+        area.lock.unlock()
         mm.swapents += 1
 
 
@@ -171,6 +170,17 @@ def add_to_swap(kernel: ArchKernel, pfn: int) -> bool:
     return True
 
 
+def _add_to_swap_cache(kernel: ArchKernel, area: SwapArea, slot: int, pfn: int) -> bool:
+    """Put a fresh page for ``slot`` into the cache. False if there is one, or the slot is free by now."""
+    area.lock.lock()
+    ours = slot in area.swap_map and slot not in area.cache
+    if ours:
+        area.swap_map[slot] += 1
+        _enter_cache(kernel, area, slot, pfn)
+    area.lock.unlock()
+    return ours
+
+
 def _enter_cache(kernel: ArchKernel, area: SwapArea, slot: int, pfn: int) -> None:
     """The cache takes a reference of the page; the slot's count has one for it already."""
     get_page(kernel, pfn)
@@ -183,10 +193,12 @@ def delete_from_swap_cache(kernel: ArchKernel, pfn: int) -> None:
     """Take a page out of the cache; the caller holds another reference."""
     area, frames = _area(kernel), kernel.frames
     slot = frames.private[pfn]
+    area.lock.lock()
     del area.cache[slot]
     frames.private[pfn] = 0
     frames.flags[pfn] &= ~PG_SWAPCACHE
-    _swap_free(area, slot)
+    _put_slot(area, slot)
+    area.lock.unlock()
     put_page(kernel, pfn)
 
 
@@ -284,11 +296,14 @@ def _find_or_read(kernel: ArchKernel, area: SwapArea, slot: int) -> tuple[int, b
         new = alloc_page(kernel, "anon")
         if new < 0:
             return -1, False
-        # Somebody else may have had the same idea while we waited for memory.
-        if slot not in area.cache and _swap_duplicate(area, slot):
+        lock_page(kernel, new)
+        ours = _add_to_swap_cache(kernel, area, slot, new)
+        if ours:
             _read(kernel, area, slot, new)
+        _unlock(kernel, new)
+        if ours:
             return new, True
-        put_page(kernel, new)
+        put_page(kernel, new)  # somebody else had the same idea while we waited for memory
     found = area.cache.get(slot, -1)
     if found >= 0:
         get_page(kernel, found)
@@ -296,9 +311,7 @@ def _find_or_read(kernel: ArchKernel, area: SwapArea, slot: int) -> tuple[int, b
 
 
 def _read(kernel: ArchKernel, area: SwapArea, slot: int, pfn: int) -> None:
-    """Fill a fresh page from ``slot``, in the cache and locked: who else wants it waits."""
-    lock_page(kernel, pfn)
-    _enter_cache(kernel, area, slot, pfn)
+    """Fill a page of the cache from ``slot``. It is locked: who else wants it waits."""
     area.read += 1
     kernel.sched.sleep(kernel.description.costs.page_io)
     content = area.contents[slot]
@@ -306,4 +319,3 @@ def _read(kernel: ArchKernel, area: SwapArea, slot: int, pfn: int) -> None:
         kernel.ram.write(pfn * kernel.shape.layout.page_size, content)
         kernel.frames.flags[pfn] |= NONZERO
     lru_cache_add(kernel, pfn)
-    _unlock(kernel, pfn)

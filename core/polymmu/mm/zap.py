@@ -52,7 +52,7 @@ from polymmu.structs import (
     vm_area_struct,
 )
 
-__all__ = ["ZapDetails", "unmap_vmas", "update_hiwater_rss", "zap_page_range"]
+__all__ = ["ZapDetails", "collect_dirt", "unmap_vmas", "update_hiwater_rss", "zap_page_range"]
 
 
 @attrs.frozen(kw_only=True)
@@ -250,11 +250,18 @@ def _zap_run(
     mm.anon_rss -= anon
     mm.file_rss -= pages - anon
     pfns = pfns[:pages]
-    if shape.pte.dirty is None:
-        for pfn in pfns.tolist():
-            if not frames.mapcount[pfn] and ops.page_test_and_clear_dirty(kernel, pfn):
-                frames.flags[pfn] |= PG_DIRTY
+    collect_dirt(kernel, pfns)
     return pages > 0 and tlb_remove_pages(tlb, pfns), dirtied > 0
+
+
+def collect_dirt(kernel: ArchKernel, pfns: NDArray[np.int64]) -> None:
+    """Ptes of ``pfns`` are gone. Where frames know of stores and not ptes, a page is told with its last one."""
+    if kernel.shape.pte.dirty is not None:
+        return
+    frames = kernel.frames
+    for pfn in pfns.tolist():
+        if not frames.mapcount[pfn] and kernel.ops.page_test_and_clear_dirty(kernel, pfn):
+            frames.flags[pfn] |= PG_DIRTY
 
 
 def _leave_file_ptes(vma: vm_area_struct, ptep: int, addr: int, values: EntryRun) -> None:
