@@ -55,7 +55,7 @@ PTE_NONE = PTE_INVALID | 0x001
 """A page without rights (Linux: _PAGE_TYPE_NONE)."""
 PTE_SWAP, PTE_FILE = PTE_INVALID | 0x003, PTE_INVALID | PROTECT | 0x001
 PTE_TYPE = PTE_INVALID | PROTECT | 0x003
-"""What tells invalid ptes apart (2.6.39; before, swap entries were 0x600). So nothing without rights may be protected."""
+"""What tells invalid ptes apart (2.6.39; before, swap entries were 0x600): nothing without rights may be protected."""
 
 
 def designation(pgd: int, layout: RadixLayout) -> int:
@@ -78,7 +78,9 @@ def entry_format(layout: RadixLayout, level: int, edat: bool) -> EntryFormat:
             write=write,
             empty=PTE_INVALID,
             prot_none=Field(PTE_TYPE, PTE_NONE, PTE_INVALID),
-            swap=SoftEntry(mask=PTE_TYPE, on=PTE_SWAP, parts=(((2, 5),), ((7, 1), (12, top - 12))), empty=PTE_INVALID),
+            swap=SoftEntry(
+                mask=PTE_TYPE, on=PTE_SWAP, parts=(((2, 5),), ((7, 1), (12, top - 12))), empty=PTE_INVALID
+            ),
             # A file pte's bit 1 is its page's.
             file=SoftEntry(
                 mask=PTE_TYPE & ~0x002, on=PTE_FILE, parts=(((1, 7), (12, top - 12)),), empty=PTE_INVALID

@@ -27,7 +27,7 @@ class Observer:
         """The call that began last has finished, whether it succeeded or not."""
 
     def fault(self, mm: Any, addr: int, kind: str, n: int) -> None:
-        """``n`` faults were handled from ``addr`` on; ``kind``: minor, cow, protection, segv; major: a page was read back."""
+        """``n`` faults were handled from ``addr`` on; ``kind``: minor, cow, protection, segv, major (read back)."""
 
     # --- pages and tables
     def pages_allocated(self, n: int, what: str) -> None:

@@ -308,7 +308,8 @@ class mm_struct:
 
     ``pgd``: physical address of the root table. ``layout``: its shape (an arch may grow it at run time).
     ``vmas``: start address -> vma, ordered. Counters as in Linux: ``map_count`` vmas, ``total_vm`` pages
-    mapped by vmas, ``anon_rss`` / ``file_rss`` pages present, ``swapents`` swap entries, ``nr_tables[level]`` live tables below the root
+    mapped by vmas, ``anon_rss`` / ``file_rss`` pages present, ``swapents`` pages in the swap area,
+    ``nr_tables[level]`` live tables below the root
     by level. ``cpu_mask``: CPUs whose TLB may hold translations of it. ``context``: the arch's own state.
     """
 

@@ -103,7 +103,15 @@ def test_a_whole_table_is_told_apart_as_each_entry_is(machine: str) -> None:
     assert pte.file is not None
     page = shape.protections[1] | 3 << shape.pfn_shift
     hidden = shape.protections[0] | 3 << shape.pfn_shift
-    values = [pte.empty, page, hidden, pte.swap.make(0, 1), pte.swap.make(1, 6), pte.file.make(0), pte.file.make(9)]
+    values = [
+        pte.empty,
+        page,
+        hidden,
+        pte.swap.make(0, 1),
+        pte.swap.make(1, 6),
+        pte.file.make(0),
+        pte.file.make(9),
+    ]
     run = np.array(values, dtype=np.uint64)
     assert pte.mapped_in(run).tolist() == [False, True, True, False, False, False, False]
     assert pte.swap.found_in(run).tolist() == [False, False, False, True, True, False, False]

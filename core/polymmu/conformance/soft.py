@@ -42,7 +42,7 @@ class SoftEntries(Checks):
 
     def test_numbers_come_out_of_an_entry_without_a_page_as_they_went_in(self, bench: Bench) -> None:
         for name, kind in kinds_of(bench.shape.pte):
-            seen = {}
+            seen: dict[int, tuple[int, ...]] = {}
             for numbers in numbers_of(name, kind):
                 entry = kind.make(*numbers)
                 require(kind.split(entry) == numbers, f"{name} {numbers} comes out of {entry:#x} as another")
@@ -64,9 +64,13 @@ class SoftEntries(Checks):
                 require(not pte.is_mapped(entry), f"{name} {numbers} looks like a page: {entry:#x}")
                 for other_name, other in kinds:
                     require(
-                        other is kind or not other.test(entry), f"{name} {numbers} looks like {other_name}: {entry:#x}"
+                        other is kind or not other.test(entry),
+                        f"{name} {numbers} looks like {other_name}: {entry:#x}",
                     )
-            for value in (pte.empty, *(prot | 3 << bench.shape.pfn_shift for prot in bench.shape.protections)):
+            for value in (
+                pte.empty,
+                *(prot | 3 << bench.shape.pfn_shift for prot in bench.shape.protections),
+            ):
                 require(not kind.test(value), f"the pte {value:#x} looks like {name}")
 
     def test_hardware_refuses_an_entry_without_a_page_as_not_present(self, bench: Bench) -> None:
@@ -83,8 +87,11 @@ class SoftEntries(Checks):
                 require(int(entry[0]) == world.pte(mm, va), f"set_pte changes {int(entry[0]):#x}")
                 for access in ACCESSES:
                     refused = verdict(world, 0, access, va)
-                    require(refused is not None, f"a {access} goes through {name} {numbers}: {int(entry[0]):#x}")
+                    require(
+                        refused is not None, f"a {access} goes through {name} {numbers}: {int(entry[0]):#x}"
+                    )
                     assert refused is not None
                     require(
-                        refused.kind == "not_present", f"a {access} of {name} {numbers} is refused as {refused.kind}"
+                        refused.kind == "not_present",
+                        f"a {access} of {name} {numbers} is refused as {refused.kind}",
                     )

@@ -104,9 +104,10 @@ class SoftEntry:
         """The entry that holds ``numbers``, none above its part of ``limits``."""
         entry = self.on
         for number, pieces in zip(numbers, self.parts, strict=True):
+            at = 0
             for low, width in pieces:
-                entry |= (number & (1 << width) - 1) << low
-                number >>= width
+                entry |= (number >> at & (1 << width) - 1) << low
+                at += width
         return entry
 
     def split(self, entry: int) -> tuple[int, ...]:

@@ -481,7 +481,9 @@ def _populate_file(vma: vm_area_struct, pages: list[int], write: bool) -> tuple[
             return done + 1, done
         if read_pte(mm, ptep) == kernel.shape.pte.empty:
             try:
-                _file_fault(kernel, vma, page, ptep, "store" if write else "load", page, kernel.shape.pte.empty)
+                _file_fault(
+                    kernel, vma, page, ptep, "store" if write else "load", page, kernel.shape.pte.empty
+                )
             except SyscallError:  # out of memory
                 return done + 1, done
             done += 1

@@ -1,8 +1,8 @@
 """remap_file_pages: put the pages of a shared file mapping in another order without making more vmas (A1.9).
 
-Each pte of the range becomes a file pte, which says which page belongs there, and faults bring the pages; so it was from
-Linux 2.6.23 on (before, each page was read and installed at once). From then on no address says which page of the file
-it shows, and the vma moves to its mapping's list of nonlinear ones, which truncation looks through page by page.
+Each pte of the range becomes a file pte, which says which page belongs there, and faults bring the pages; so it was
+from Linux 2.6.23 on (before, each page was read and installed at once). After that no address says which page of the
+file it shows, and the vma moves to its mapping's list of nonlinear ones, which truncation looks through page by page.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ from polymmu.structs import VM_NONLINEAR, VM_SHARED, mm_struct, vm_area_struct
 __all__ = ["do_remap_file_pages"]
 
 
-def do_remap_file_pages(
-    mm: mm_struct, start: int, length: int, pgoff: int, *, populate: bool = True
-) -> None:
+def do_remap_file_pages(mm: mm_struct, start: int, length: int, pgoff: int, *, populate: bool = True) -> None:
     """Show the pages of the file from ``pgoff`` on at [start, start + length), which lies within one shared mapping.
 
     ``populate``: bring them in, as far as the file and memory go (without: MAP_NONBLOCK). Start and length are cut to
@@ -53,7 +51,9 @@ def do_remap_file_pages(
         if length <= 0 or start < 0 or pgoff < 0:
             raise syscall_error(errno.EINVAL, f"{start:#x} + {length:#x} at file page {pgoff} makes no sense")
         if pgoff + length // page_size - 1 > file_pte.max_offset:
-            raise syscall_error(errno.EINVAL, f"a pte of this machine names no file page above {file_pte.max_offset:#x}")
+            raise syscall_error(
+                errno.EINVAL, f"a pte of this machine names no file page above {file_pte.max_offset:#x}"
+            )
         vma = find_vma(mm, start)
         if vma is None or start < vma.vm_start or vma.vm_end < end:
             raise syscall_error(errno.EINVAL, f"{start:#x} + {length:#x} is not within one mapping")

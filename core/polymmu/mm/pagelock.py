@@ -1,7 +1,7 @@
 """The page lock: who holds it decides what becomes of a page (swap cache, write-back, reclaim).
 
-A bit in the page's flags and a queue of who waits, made when the page is locked for the first time. Order: mmap_lock, page lock, i_mmap_lock, page-table lock (A0.1). May sleep; below a spinlock only
-``trylock_page``.
+A bit in the page's flags and a queue of who waits, made when the page is locked for the first time. Order: mmap_lock,
+page lock, i_mmap_lock, page-table lock (A0.1). May sleep; below a spinlock only ``trylock_page``.
 """
 
 from __future__ import annotations

@@ -60,7 +60,9 @@ def _slots_in(shape: Shape, nbytes: int) -> int:
     slots = nbytes >> shape.layout.page_shift
     if slots - 1 > swap.max_offset:
         most = swap.max_offset + 1 << shape.layout.page_shift >> 20
-        raise UserMistake(f"a swap entry of this machine reaches {most} MiB, not {nbytes >> 20}", place="swap")
+        raise UserMistake(
+            f"a swap entry of this machine reaches {most} MiB, not {nbytes >> 20}", place="swap"
+        )
     return slots
 
 

@@ -2,7 +2,8 @@
 
 Every vma is reachable in four ways that must agree at all times: ``mm.vmas`` by start address, the
 ``vm_next``/``vm_prev`` list from ``mm.mmap`` on, ``mm.mmap_cache`` (the last answer of ``find_vma``), and,
-where it maps a file, the file's ``i_mmap`` or ``i_mmap_nonlinear``. Nobody outside this module changes the first three or a boundary.
+where it maps a file, the file's ``i_mmap`` or ``i_mmap_nonlinear``. Nobody outside this module changes the first
+three or a boundary.
 
 Guard: the mm's mmap_lock held for writing. What a walker from the file's side reads (i_mmap, and the
 boundaries and ``vm_truncate_count`` of the vmas in it) changes only below ``i_mmap_lock``.

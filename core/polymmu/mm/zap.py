@@ -186,7 +186,9 @@ def _next_run(
         return len(values), len(values)
     first, last = int(goes[0]), int(goes[:room][-1]) + 1
     if chosen is not None:
-        stays = np.flatnonzero((values[first:last] != np.uint64(kernel.shape.pte.empty)) & ~chosen[first:last])
+        stays = np.flatnonzero(
+            (values[first:last] != np.uint64(kernel.shape.pte.empty)) & ~chosen[first:last]
+        )
         if len(stays):
             last = first + int(stays[0])
     return first, last
