@@ -11,7 +11,7 @@ from polymmu.machine import Machine, Mm
 from polymmu.mm.tables import find_entry, read_pte
 from polymmu.mm.truncate import unmap_mapping_range
 from polymmu.sanitize.balance import check_balance, frames_held
-from polymmu.structs import VM_NONLINEAR
+from polymmu.structs import PG_DIRTY, VM_NONLINEAR
 
 MACHINES = ("x86-pae", "ia64", "ppc64", "s390")
 PAGES = 8
@@ -147,6 +147,13 @@ def test_a1_9_file_ptes_are_left_alone_whenever_details_are_given(world: World) 
     assert world.seen() == [6, 7, 2, 3, 4, 5, 6, 7]
 
 
+def test_a1_9_file_ptes_between_pages_that_go_stay(world: World) -> None:
+    world.remap(3, 2, 6, populate=False)
+    world.invalidate(0, PAGES)
+    assert world.kinds() == "---ff---"
+    assert world.seen() == [0, 1, 2, 6, 7, 5, 6, 7]
+
+
 def test_dontneed_remembers_which_page_was_there(world: World) -> None:
     world.remap(0, 2, 6)
     world.mm.madvise(world.at, PAGES * world.page, "dontneed")
@@ -214,6 +221,17 @@ def test_a_second_order_replaces_the_first_and_forgets_no_store(world: World) ->
     world.machine.cpus[0].store(world.at, b"\x77")
     world.remap(0, 2, 2)
     assert world.seen() == [2, 3, 2, 3, 4, 5, 0x77, 7]
+
+
+def test_a_store_that_only_the_hardware_noted_is_the_pages_when_its_pte_goes(world: World) -> None:
+    frames, pages = world.kernel.frames, world.file.file.mapping.pages
+    world.invalidate(0, PAGES)
+    frames.flags[pages[0]] &= ~PG_DIRTY
+    world.seen()
+    assert not frames.flags[pages[0]] & PG_DIRTY
+    world.machine.cpus[0].store(world.at, b"\x11")
+    world.remap(0, 1, 5)
+    assert frames.flags[pages[0]] & PG_DIRTY
 
 
 @pytest.mark.parametrize(
