@@ -193,12 +193,12 @@ def _file_fault(
     private = write and not vma.vm_flags & VM_SHARED
     if private and vma.anon_vma is None:
         anon_vma_prepare(vma)
-    pte = kernel.shape.pte
     index = linear_index(vma, page)
-    if pte.file is not None and pte.file.test(was):
-        if not vma.vm_flags & VM_NONLINEAR:
+    if was != kernel.shape.pte.empty:
+        file_pte = kernel.shape.pte.file
+        if file_pte is None or not vma.vm_flags & VM_NONLINEAR:
             raise AssertionError(f"file pte {was:#x} at {page:#x}, where pages are in the file's order")
-        (index,) = pte.file.split(was)
+        (index,) = file_pte.split(was)
     while True:
         if index * page_size >= file.size:
             raise SegmentationFault(addr, access, "beyond the end of the file")
