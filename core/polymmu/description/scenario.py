@@ -75,6 +75,9 @@ class Mmap:
     file: str = name_of("the file behind it; left out: anonymous", "")
     offset: str = span("where in the file it begins", "0p")
     populate: bool = field(default=False, metadata=doc("all its pages at once"))
+    huge: int = field(
+        default=0, metadata=doc("of huge pages of so many bytes; 0: of base pages", unit="size", minimum=0)
+    )
 
 
 @attrs.frozen(kw_only=True)

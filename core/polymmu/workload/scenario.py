@@ -206,6 +206,7 @@ class TaskRun:
             file=self._file_of(what.file) if what.file else None,
             offset=length(what.offset),
             populate=what.populate,
+            huge=what.huge,
         )
 
     def _range(self, what: Any) -> tuple[int, int]:
