@@ -54,7 +54,6 @@ __all__ = [
 GROUPS: tuple[type[Checks], ...] = (
     Layout,
     Entries,
-    SoftEntries,
     RangeWalks,
     Walker,
     Faults,
@@ -67,6 +66,7 @@ GROUPS: tuple[type[Checks], ...] = (
     HugePages,
     Exit,
     Programs,
+    SoftEntries,
 )
 """Every group, in the order of the ladder that an author climbs."""
 
