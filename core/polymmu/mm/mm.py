@@ -8,6 +8,7 @@ root loaded as one more; at 0 they are freed.
 from __future__ import annotations
 
 import errno
+from functools import partial
 
 from polymmu.errors import syscall_error
 from polymmu.hardware.cpu import Cpu
@@ -17,6 +18,8 @@ from polymmu.mm.frames import lru_add_drain
 from polymmu.mm.gather import tlb_finish_mmu, tlb_gather_mmu
 from polymmu.mm.grab import mmdrop, mmgrab
 from polymmu.mm.pagecache import put_file
+from polymmu.mm.reclaim import try_to_free_pages
+from polymmu.mm.swap import boot_swap
 from polymmu.mm.vma import remove_vma, vmas_of
 from polymmu.mm.zap import unmap_vmas
 from polymmu.sched.locks import Mutex, RwSem, Spinlock
@@ -45,6 +48,9 @@ def boot(kernel: ArchKernel) -> None:
         ),
     )
     kernel.anon_vmas = Slab("anon_vma", anon_vma)
+    boot_swap(kernel)
+    if kernel.swap is not None:
+        kernel.reclaim = partial(try_to_free_pages, kernel)
     kernel.init_mm = mm_alloc(kernel)
 
 
@@ -60,7 +66,7 @@ def mm_alloc(kernel: ArchKernel, like: mm_struct | None = None) -> mm_struct:
     mm.vmas.clear()
     mm.mmap = mm.mmap_cache = None
     mm.map_count = mm.total_vm = 0
-    mm.anon_rss = mm.file_rss = mm.hiwater_rss = mm.hiwater_vm = 0
+    mm.anon_rss = mm.file_rss = mm.swapents = mm.hiwater_rss = mm.hiwater_vm = 0
     mm.mm_users = mm.mm_count = 1
     mm.cpu_mask = mm.tlb_flush_pending = 0
     mm.exe_file = None
@@ -159,8 +165,10 @@ def exit_mmap(mm: mm_struct) -> None:
     left: dict[str, str] = {}
     if tables.tables_left(mm):
         left["INV-PTALL"] = f"{tables.tables_left(mm)} page tables, {mm.nr_tables} by level"
-    if mm.map_count or mm.anon_rss or mm.file_rss:
-        left["INV-REF"] = f"{mm.map_count} vmas, {mm.anon_rss} anonymous and {mm.file_rss} file pages"
+    if mm.map_count or mm.anon_rss or mm.file_rss or mm.swapents:
+        left["INV-REF"] = (
+            f"{mm.map_count} vmas, {mm.anon_rss} anonymous and {mm.file_rss} file pages, {mm.swapents} swap entries"
+        )
     for invariant, what in left.items():
         kernel.events.bug(mm, invariant, f"mm {mm.serial} exits with {what} left")
     if left:

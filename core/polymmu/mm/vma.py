@@ -2,7 +2,8 @@
 
 Every vma is reachable in four ways that must agree at all times: ``mm.vmas`` by start address, the
 ``vm_next``/``vm_prev`` list from ``mm.mmap`` on, ``mm.mmap_cache`` (the last answer of ``find_vma``), and,
-where it maps a file, the file's ``i_mmap``. Nobody outside this module changes the first three or a boundary.
+where it maps a file, the file's ``i_mmap`` or ``i_mmap_nonlinear``. Nobody outside this module changes the first
+three or a boundary.
 
 Guard: the mm's mmap_lock held for writing. What a walker from the file's side reads (i_mmap, and the
 boundaries and ``vm_truncate_count`` of the vmas in it) changes only below ``i_mmap_lock``.
@@ -23,6 +24,7 @@ from polymmu.structs import (
     VM_DONTEXPAND,
     VM_EXEC,
     VM_HUGETLB,
+    VM_NONLINEAR,
     VM_PFNMAP,
     VM_READ,
     VM_SHARED,
@@ -43,6 +45,7 @@ __all__ = [
     "find_vma",
     "find_vma_intersection",
     "find_vma_prev",
+    "linear_index",
     "remove_vma",
     "set_vma_flags",
     "split_vma",
@@ -52,6 +55,7 @@ __all__ = [
     "vma_alloc",
     "vma_copy",
     "vma_link",
+    "vma_make_nonlinear",
     "vma_merge",
     "vma_pages",
     "vmas_of",
@@ -104,6 +108,11 @@ def vmas_of(vma: vm_area_struct | None) -> Iterator[vm_area_struct]:
 def vma_pages(vma: vm_area_struct) -> int:
     """Base pages that ``vma`` covers."""
     return (vma.vm_end - vma.vm_start) >> vma.vm_mm.layout.page_shift
+
+
+def linear_index(vma: vm_area_struct, addr: int) -> int:
+    """The page of its file that ``vma`` has at ``addr``, unless its pte says another (Linux: linear_page_index)."""
+    return vma.vm_pgoff + ((addr - vma.vm_start) >> vma.vm_mm.layout.page_shift)
 
 
 # ------------------------------------------------------- birth, copies, death
@@ -254,8 +263,24 @@ def vma_link(vma: vm_area_struct, prev: vm_area_struct | None, *, truncate_count
     if mapping is not None:
         mapping.i_mmap_lock.lock()
         vma.vm_truncate_count = mapping.truncate_count if truncate_count is None else truncate_count
-        mapping.i_mmap[vma.slot] = vma
+        _list_of(mapping, vma)[vma.slot] = vma
         mapping.i_mmap_lock.unlock()
+
+
+def vma_make_nonlinear(vma: vm_area_struct) -> None:
+    """From now on the pages of ``vma`` may stand in any order. No index finds it any more; there is no way back."""
+    mapping = _mapping_of(vma)
+    assert mapping is not None
+    mapping.i_mmap_lock.lock()
+    del mapping.i_mmap[vma.slot]
+    vma.vm_flags |= VM_NONLINEAR
+    mapping.i_mmap_nonlinear[vma.slot] = vma
+    mapping.i_mmap_lock.unlock()
+
+
+def _list_of(mapping: address_space, vma: vm_area_struct) -> dict[int, vm_area_struct]:
+    """Where ``mapping`` keeps ``vma``."""
+    return mapping.i_mmap_nonlinear if vma.vm_flags & VM_NONLINEAR else mapping.i_mmap
 
 
 def detach_vmas(mm: mm_struct, first: vm_area_struct, end: int) -> None:
@@ -281,7 +306,7 @@ def unlink_file_vma(vma: vm_area_struct) -> None:
     mapping = _mapping_of(vma)
     if mapping is not None:
         mapping.i_mmap_lock.lock()
-        del mapping.i_mmap[vma.slot]
+        del _list_of(mapping, vma)[vma.slot]
         mapping.i_mmap_lock.unlock()
 
 
@@ -338,7 +363,7 @@ def vma_adjust(
     if insert is not None:
         insert.vm_truncate_count = changed[0].vm_truncate_count
         if mapping is not None:
-            mapping.i_mmap[insert.slot] = insert
+            _list_of(mapping, insert)[insert.slot] = insert
     growing = [vma for vma, start, end in ranges if start < vma.vm_start or vma.vm_end < end]
     givers = [*remove, *(vma for vma in changed if vma not in growing)]
     for vma in growing:
@@ -350,7 +375,7 @@ def vma_adjust(
     for vma in remove:
         _unlink(vma)
         if mapping is not None:
-            del mapping.i_mmap[vma.slot]
+            del _list_of(mapping, vma)[vma.slot]
     moved = [vma for vma, start, _ in ranges if start != vma.vm_start]
     for vma in moved:
         del mm.vmas[vma.vm_start]

@@ -19,9 +19,10 @@ from polymmu.hardware.cpu import Cpu
 from polymmu.hardware.entry import Field
 from polymmu.hardware.ram import FLAGS, INDEX, MAPCOUNT, MAPPING, REFCOUNT
 from polymmu.mm.tables import entries_in, format_of, read_ptes, table_runs
-from polymmu.mm.vma import vma_pages
+from polymmu.mm.vma import linear_index, vma_pages
 from polymmu.sanitize.cached_kernels import dirty_frames
 from polymmu.sanitize.judge import Bench, Judge
+from polymmu.sanitize.swapped import check_swap
 from polymmu.sanitize.violation import Happened
 from polymmu.structs import (
     PG_ANON,
@@ -29,6 +30,7 @@ from polymmu.structs import (
     PG_DIRTY,
     PG_RESERVED,
     VM_ACCOUNT,
+    VM_NONLINEAR,
     VM_PFNMAP,
     VM_SHARED,
     address_space,
@@ -93,6 +95,9 @@ class State(Judge):
             if self.stored.get(pfn, (-1,))[0] != frames.generation[pfn]:
                 self.stored[pfn] = frames.generation[pfn], self.bench.now(f"frame {pfn} was stored to")
 
+    def page_cleaned(self, pfn: int) -> None:
+        self.stored.pop(pfn, None)
+
     def page_uncached(self, mapping: address_space, index: int, pfn: int) -> None:
         self.stored.pop(pfn, None)
         if self.kernel.frames.mapcount[pfn]:
@@ -112,9 +117,7 @@ class State(Judge):
         dirty: list[Pfns] = []
         private: list[Pfns] = []
         huge = False
-        for mm in self.bench.mms.values():
-            if mm is self.kernel.init_mm or not mm.mm_users:
-                continue
+        for mm in self._running():
             self._tables(mm)
             anon = files = 0
             for vma in mm.vmas.values():
@@ -131,10 +134,15 @@ class State(Judge):
                 )
         self._counts(_joined(found), _joined(private), huge)
         self._committed()
+        check_swap(self.kernel, self._running(), self._tell)
         self._dirt(set(_joined(dirty).tolist()))
         self._cost = sum(map(len, found)) // 4
         self._work = 0
         self._last = self.bench.now("the look before found this in order")
+
+    def _running(self) -> list[mm_struct]:
+        """The address spaces that programs use."""
+        return [mm for mm in self.bench.mms.values() if mm is not self.kernel.init_mm and mm.mm_users]
 
     def _tell(self, invariant: str, text: str) -> None:
         self.bench.tell(invariant, self._last, text)
@@ -180,7 +188,8 @@ class State(Judge):
         shift = mm.layout.page_shift
         pte = shape.pte
         mapping = vma.vm_file.mapping if vma.vm_file is not None else None
-        if mapping is not None and mapping.i_mmap.get(vma.slot) is not vma:
+        nonlinear = bool(vma.vm_flags & VM_NONLINEAR)
+        if mapping is not None and not _is_listed(mapping, vma):
             self._tell("INV-RMAP", f"vma at {vma.vm_start:#x} of mm {mm.serial} is not in its file's i_mmap")
         total = anon_total = 0
         for ptep, addr, stop in table_runs(mm, vma.vm_start, vma.vm_end):
@@ -210,7 +219,7 @@ class State(Judge):
                     "a page of a file is writable in a private vma",
                 )
             if mapping is not None:
-                index = vma.vm_pgoff + ((addr - vma.vm_start) >> shift) + at
+                index = frames.table[INDEX, pfns] if nonlinear else linear_index(vma, addr) + at
                 wrong = ~anon & (
                     (frames.table[MAPPING, pfns] != mapping.slot + 1) | (frames.table[INDEX, pfns] != index)
                 )
@@ -291,6 +300,12 @@ def _joined(parts: list[Pfns]) -> Pfns:
 def _first(wrong: NDArray[np.bool_], *columns: Pfns) -> list[list[int]]:
     """The first row for which ``wrong`` holds, if any."""
     return [[int(column[n]) for column in columns] for n in np.flatnonzero(wrong)[:1].tolist()]
+
+
+def _is_listed(mapping: address_space, vma: vm_area_struct) -> bool:
+    """Whether a walk from the file's side would meet ``vma``."""
+    listed = mapping.i_mmap_nonlinear if vma.vm_flags & VM_NONLINEAR else mapping.i_mmap
+    return listed.get(vma.slot) is vma
 
 
 def _vma_in(mm: mm_struct, start: int, end: int) -> vm_area_struct | None:
