@@ -6,12 +6,32 @@ from collections.abc import Mapping
 from typing import Any
 
 from polymmu.variants import hookimpl
-from polymmu_history.gather import PercpuGather, StackGather
+from polymmu_history.gather import PercpuGather, StackGather, StackPostedGather
+from polymmu_history.linked import Linked30Gather, Linked38Gather, Linked315Gather, Linked413Gather
 
-__all__ = ["PercpuGather", "StackGather", "kernel_variants"]
+__all__ = [
+    "Linked30Gather",
+    "Linked38Gather",
+    "Linked315Gather",
+    "Linked413Gather",
+    "PercpuGather",
+    "StackGather",
+    "StackPostedGather",
+    "kernel_variants",
+]
 
 
 @hookimpl
 def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
-    """The generations of the gather."""
-    return {"gather": {"percpu": PercpuGather, "stack": StackGather}}
+    """The generations by axis and name, oldest first."""
+    return {
+        "gather": {
+            "percpu": PercpuGather,
+            "stack-posted": StackPostedGather,
+            "stack": StackGather,
+            "linked-3.0": Linked30Gather,
+            "linked-3.8": Linked38Gather,
+            "linked-3.15": Linked315Gather,
+            "linked-4.13": Linked413Gather,
+        }
+    }

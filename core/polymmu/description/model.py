@@ -33,6 +33,7 @@ REPLACEMENTS = ("lru", "plru", "random")
 
 # A part's name is a step of dotted paths (tlbs.L2.entries, tlb.L2@1.misses): no dot and no @ in it.
 PART_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,31}"
+_VARIANT_NAME = r"[A-Za-z][A-Za-z0-9._-]{0,31}"
 _MACHINE_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}"
 
 
@@ -121,9 +122,9 @@ class KernelChoice:
     gather: str = field(
         default="linked",
         metadata=doc(
-            "how pages are gathered for a flush: linked (Linux 3.0 on), or a plugin's: percpu, stack",
-            pattern=PART_NAME,
-            pattern_doc="a name (letters, digits, _ and -)",
+            "how pages are gathered for a flush: linked, as Linux does now, or an earlier generation, from a plugin",
+            pattern=_VARIANT_NAME,
+            pattern_doc="a name (letters, digits, . _ and -)",
         ),
     )
     table_free: str = field(

@@ -23,14 +23,16 @@ from polymmu.hardware.scans import account_ptes
 from polymmu.hooks import ArchKernel
 from polymmu.mm.frames import lru_add_drain
 from polymmu.mm.gather import (
+    Rss,
     tlb_adjust_range,
     tlb_cond_resched,
+    tlb_end_vma,
     tlb_finish_mmu,
     tlb_flush_dirty,
     tlb_flush_mmu,
-    tlb_flush_mmu_tlbonly,
     tlb_gather_mmu,
     tlb_remove_pages,
+    tlb_retry,
     tlb_room,
 )
 from polymmu.mm.hugetlb import unmap_hugepage_range
@@ -111,11 +113,7 @@ def _unmap_vma(tlb: mmu_gather, vma: vm_area_struct, start: int, end: int, detai
         elif sched.need_resched() or sched.need_lockbreak(lock):
             reached = stop
             break
-    kernel.ops.tlb_end_vma(tlb, vma)
-    if vma.vm_flags & VM_PFNMAP and not tlb.fullmm:
-        # Its frames have no mapcount: a truncation elsewhere would find nothing mapped and let the driver free
-        # them while our flush is still to come (A4.9).
-        tlb_flush_mmu_tlbonly(tlb)
+    tlb_end_vma(tlb, vma)
     tlb.vma = None
     return reached
 
@@ -134,6 +132,7 @@ def _zap_ptes(
     cost = kernel.description.costs.entry_update
     # Invariant: every entry before ``done`` that was to go is cleared, accounted and in the gather.
     done = 0
+    rss = Rss()
     while done < n:
         lock = pte_lock(mm, ptep)
         ops.enter_lazy_mmu(mm)
@@ -143,17 +142,23 @@ def _zap_ptes(
             first, last = _next_run(kernel, values, tlb_room(tlb), details)
             if first < last:
                 at = done + first
-                full, dirtied = _zap_run(tlb, vma, ptep + at * width, addr + (at << shift), last - first)
+                full, dirtied = _zap_run(tlb, vma, ptep + at * width, addr + (at << shift), last - first, rss)
                 dirty |= dirtied
             done += last
             sched.spend(cost * last, "zap")
             if sched.need_resched() or sched.need_lockbreak(lock):
                 break
+        mm.anon_rss -= rss.anon
+        mm.file_rss -= rss.file
         ops.leave_lazy_mmu(mm)
         flushed = dirty and tlb_flush_dirty(tlb)
         pte_unlock(mm, ptep)
         if full or flushed:
             tlb_flush_mmu(tlb)
+        if full:
+            done -= tlb_retry(tlb, rss)
+        else:
+            rss = Rss()
         if done < n and not (details is not None and details.i_mmap_lock and details.i_mmap_lock.spins):
             tlb_cond_resched(tlb)
 
@@ -186,10 +191,12 @@ def _cached_in(kernel: ArchKernel, values: EntryRun, mapping: address_space) -> 
     return cached
 
 
-def _zap_run(tlb: mmu_gather, vma: vm_area_struct, ptep: int, addr: int, n: int) -> tuple[bool, bool]:
+def _zap_run(
+    tlb: mmu_gather, vma: vm_area_struct, ptep: int, addr: int, n: int, rss: Rss
+) -> tuple[bool, bool]:
     """Clear, account and queue ``n`` entries. (Whether the gather is full, whether a file page was dirty.)
 
-    The caller holds the table lock and saw to it that the gather has room.
+    The caller holds the table lock, saw to it that the gather has room, and takes ``rss`` from the mm's counters.
     """
     mm = tlb.mm
     kernel: ArchKernel = mm.kernel
@@ -203,8 +210,8 @@ def _zap_run(tlb: mmu_gather, vma: vm_area_struct, ptep: int, addr: int, n: int)
         return False, False
     pfns: NDArray[np.int64] = np.empty(n, dtype=np.int64)
     pages, anon, dirtied = account_ptes(values, frames.table, shape.account_masks, frames.count, -1, pfns)
-    mm.anon_rss -= anon
-    mm.file_rss -= pages - anon
+    rss.anon += anon
+    rss.file += pages - anon
     pfns = pfns[:pages]
     if shape.pte.dirty is None:
         for pfn in pfns.tolist():
