@@ -73,7 +73,10 @@ class PercpuGather(ArrayGather):
     """One array per CPU, of 506 pages or what the arch had, and preemption off."""
 
     since = "2.5.32"
-    wrong = "of two gathers at a time in one mm each flushes its own only; dirty file pages are flushed late"
+    wrong = (
+        "of two gathers at a time in one mm each flushes its own only; dirty file pages and VM_PFNMAP ranges are "
+        "flushed late"
+    )
 
     def __init__(self, kernel: ArchKernel) -> None:
         super().__init__(kernel)

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import attrs
+import jsonschema
 import pytest
+import yaml
 
 from polymmu.description.load import load_machine_text, sha256_of, to_plain
 from polymmu.description.mistakes import Problems
 from polymmu.description.model import KernelChoice, MachineDescription
+from polymmu.description.schema import machine_schema
 from polymmu.description.yaml_source import Mapping, parse_yaml
 from tests.description.conftest import section_of
 
@@ -104,6 +107,14 @@ def test_the_fingerprint_and_the_plain_form_know_it(load: Load, rows: Path) -> N
     assert to_plain(old)["kernel"]["release"] == "2.6.9"
     assert to_plain(old)["kernel"]["gather"] == "old"
     assert sha256_of(plain) != sha256_of(old) != sha256_of(load(HEAD + "kernel: 2.6.10\n"))
+
+
+@pytest.mark.parametrize("value", ["2.6.10", 3.0, {"release": "2.6.10"}, {"release": 3.0, "zap_block": 8}])
+def test_the_schema_takes_what_the_loader_takes(value: object, sections: dict[str, type], rows: Path) -> None:
+    machine = {"name": "m", "arch": "toy", "memory": "1 GiB", "kernel": value}
+    jsonschema.validate(machine, machine_schema(sections))
+    text = yaml.safe_dump(machine)
+    assert load_machine_text(text, filename="f.yaml", section_class_of=section_of).kernel.release
 
 
 # ---------------------------------------------------------------------- mistakes

@@ -172,6 +172,16 @@ def test_a4_6_g1_to_g8(name: str, driver: str) -> None:
             assert not rules.broken
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["solo", "timed"])
+@pytest.mark.parametrize("name", GENERATIONS)
+def test_a4_6_g1_to_g8_under_many_seeds(name: str, driver: str) -> None:
+    for seed in range(2, 8):
+        rules = Rules(name, "x86_64", driver, seed)
+        work(rules, seed, steps=20)
+        assert rules.broken <= ({"G2", "G3"} if name == "linked-3.8" else set())
+
+
 @pytest.mark.parametrize("arch", ["ia64", "sparc64", "s390", "ppc64"])
 @pytest.mark.parametrize("name", ["percpu", "linked-3.0", "linked-4.13"])
 def test_a4_6_where_an_arch_has_a_way_of_its_own(name: str, arch: str) -> None:

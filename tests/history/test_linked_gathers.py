@@ -335,6 +335,72 @@ def test_before_3_0_without_a_page_for_tables_each_was_freed_after_an_interrupt_
     assert not waiting
 
 
+@pytest.mark.parametrize(
+    ("arch", "name", "wrong"),
+    [
+        ("s390", "linked-3.0", True),
+        ("s390", "linked-3.8", False),  # its own list, from 3.4
+        ("s390", "linked", False),
+        ("x86_64", "linked-4.13", True),
+        ("x86_64", "linked", False),
+        ("ppc64", "linked-4.13", False),  # no hardware walks the tables
+    ],
+)
+def test_corpus_27_the_sanitizer_finds_walk_caches_that_lead_to_the_freed_table(
+    arch: str, name: str, wrong: bool
+) -> None:
+    sets = ["memory=256 MiB", "cpus=2", f"kernel={{gather: {name}, table_free: rcu}}"]
+    machine = Machine.from_file(arch, sets=sets, driver="timed", sanitize=True)
+    layout = machine.kernel.shape.layout
+    span = layout.span_of(layout.pmd_level)
+    machine.kernel.free.fail_next = lambda what: what == "table_batch"
+    mm = machine.new_mm()
+    own, at, mapped = mm.mmap(machine.page_size, "rw"), 1 << 30, []
+
+    def unmaps() -> None:
+        for _ in range(2):
+            mm.mmap(8 * span, "rw", at=at, fixed=True)
+            for n in range(8):
+                machine.cpus[0].store(at + n * span, b"x")
+            mapped.append(True)
+            machine.work(20_000)
+            mm.munmap(at, 8 * span)
+
+    def runs_on() -> None:
+        for _ in range(600):
+            if mapped:
+                mapped.clear()
+                for n in range(8):
+                    machine.cpus[1].load(at + n * span, 1)
+            machine.cpus[1].load(own, 1)
+            machine.work(200)
+
+    machine.spawn("unmaps", 0, mm, unmaps)
+    machine.spawn("runs on", 1, mm, runs_on)
+    machine.run_tasks()
+    assert machine.sanitizer is not None
+    assert {each.invariant for each in machine.sanitizer.violations} == ({"INV-WALK"} if wrong else set())
+
+
+@pytest.mark.parametrize(("name", "early"), [("linked-3.0", True), ("linked-3.8", False), ("linked", False)])
+def test_b5_s390_freed_tables_before_the_flush_in_3_0(name: str, early: bool) -> None:
+    """12.3 of its sheet. A page table and a segment table, below a region table that stays."""
+    description, arch = Machine.describe("s390", sets=["memory=64 MiB", "cpus=2", f"kernel.gather={name}"])
+    tlb_flush, steps = arch.ops.tlb_flush, Steps()
+
+    def flush(tlb: mmu_gather) -> None:
+        steps.flushed(tlb)
+        tlb_flush(tlb)
+
+    machine = Machine(description, steps.on(arch, tlb_flush=flush))
+    mm = machine.new_mm()
+    machine.cpus[0].switch_mm(mm)
+    addr = mm.mmap(PAGE, "rw")
+    machine.cpus[0].store(addr, b"x")
+    mm.munmap(addr, PAGE)
+    assert steps.names == (["free", "free", "flush"] if early else ["flush", "free", "free"])
+
+
 # ---------------------------------------------------------------------- arches with a gather of their own
 @pytest.mark.parametrize("name", OLD)
 def test_ia64_had_eight_slots_or_one_page_from_the_first_page_queued(name: str) -> None:

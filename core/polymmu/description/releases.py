@@ -8,6 +8,7 @@ says is core's own choice.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import attrs
@@ -21,7 +22,7 @@ from polymmu.description.model import KernelChoice, doc
 from polymmu.description.overlay import merge
 from polymmu.description.yaml_source import Mapping, Scalar, parse_yaml, read_text
 
-__all__ = ["Release", "is_row", "load_row", "read_row", "with_release"]
+__all__ = ["Release", "by_age", "is_row", "load_row", "read_row", "with_release"]
 
 _ROW = re.compile(r"^release\s*:", re.MULTILINE)
 
@@ -50,14 +51,18 @@ def with_release(tree: Mapping, problems: Problems) -> Mapping:
         return tree  # the converter says what is wrong with it
     files = release_files()
     if name.text not in files:
-        known = sorted(files, key=lambda each: [int(number) for number in re.findall("[0-9]+", each)])
-        problems.add(name.place, f"kernel.release: {unknown('release', name.text, known)}")
+        problems.add(name.place, f"kernel.release: {unknown('release', name.text, by_age(files))}")
         return tree
     path = files[name.text].path
     row = read_row(read_text(path, str(path)), str(path), problems)
     if row is None:
         return tree
     return Mapping(tree.place, {**tree.items, "kernel": (place, merge(row[1], kernel, problems, "kernel."))})
+
+
+def by_age(names: Iterable[str]) -> list[str]:
+    """Releases in order: 2.6.9 before 2.6.10."""
+    return sorted(names, key=lambda name: ([int(number) for number in re.findall("[0-9]+", name)], name))
 
 
 def is_row(filename: str) -> bool:

@@ -72,7 +72,7 @@ def table_batch_capacity(kernel: ArchKernel) -> int:
 class LinkedGather:
     """On the caller's stack, preemptible, with linked batches of pages; range, levels and freed tables are noted."""
 
-    since = "4.20"
+    since = "4.20, the last step 5.19"
     wrong = ""
 
     def __init__(self, kernel: ArchKernel) -> None:
