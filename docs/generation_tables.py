@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 
 import polymmu_history
-from polymmu.description.releases import by_age, load_row
+from polymmu.description.mistakes import Problems
+from polymmu.description.releases import by_age, read_row
 from polymmu.variants import VARIANTS
 
 __all__ = ["with_generations"]
@@ -41,12 +42,25 @@ def _what(cls: type) -> str:
 
 def _releases() -> str:
     directory = Path(polymmu_history.__file__).parent / "releases"
-    names = by_age(path.stem for path in directory.glob("*.yaml"))
-    rows = {name: load_row(str(directory / f"{name}.yaml")) for name in names}
-    axes = [*VARIANTS, "i_mmap_lock"]
+    rows = [
+        (name, *_row(directory / f"{name}.yaml"))
+        for name in by_age(path.stem for path in directory.glob("*.yaml"))
+    ]
+    axes = dict.fromkeys(axis for _, _, kernel in rows for axis in kernel)
     lines = [
-        " | ".join([f"| `{name}`", *(f"`{getattr(row.kernel, axis)}`" for axis in axes), f"{row.summary} |"])
-        for name, row in rows.items()
+        " | ".join(
+            [f"| `{name}`", *(f"`{kernel[axis]}`" if axis in kernel else "" for axis in axes), f"{what} |"]
+        )
+        for name, what, kernel in rows
     ]
     head = " | ".join(["| release", *(f"`{axis}`" for axis in axes), "|"])
     return "\n".join([head, "|" + "---|" * (len(axes) + 2), *lines, ""])
+
+
+def _row(path: Path) -> tuple[str, dict[str, object]]:
+    """What a row says of itself, and the keys that it names, in its order."""
+    problems = Problems()
+    row = read_row(path.read_text(encoding="utf-8"), str(path), problems)
+    problems.finish()
+    assert row is not None
+    return row[0].summary, {key: getattr(row[0].kernel, key) for key in row[1].items}

@@ -51,6 +51,14 @@ def test_a_row_names_a_choice_on_every_axis_and_they_make_sense_together(name: s
     assert row.summary
 
 
+def test_all_rows_name_the_same_axes() -> None:
+    keys = {
+        tuple(line.split(":")[0] for line in path.read_text().splitlines())
+        for path in RELEASES.glob("*.yaml")
+    }
+    assert len(keys) == 1
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_machine_of_each_release_runs(name: str) -> None:
     machine = Machine.from_file("x86_64", sets=["memory=64 MiB", "cpus=2", f"kernel={name}"])
