@@ -160,7 +160,10 @@ class KernelChoice:
     )
     fast_mode: bool = field(
         default=False,
-        metadata=doc("free pages at once and flush at the end on a machine with one CPU (Linux 2.6 to 3.9)"),
+        metadata=doc(
+            "free pages at once and flush at the end on a machine with one CPU (Linux 2.6 to 3.9); unsound where tasks "
+            "take turns, but with a gather that keeps preemption off"
+        ),
     )
     vm_max_map_count: int = field(default=65_530, metadata=doc("mappings one mm may have", minimum=1))
     pagevec: int = field(
