@@ -377,7 +377,8 @@ class ArchOps(Protocol):
     # ----------------------------------------------------------------- gather
     @gather
     def tlb_gather(self, tlb: mmu_gather) -> None:
-        """Called when a gather begins. The arch may set ``tlb.arch``, ``tlb.fast_mode`` and ``tlb.limit``.
+        """Called when a gather begins. The arch may set ``tlb.arch`` and ``tlb.fast_mode``; and how large a gather of
+        its own was, if it once had one, ``tlb.limit`` pages and ``tlb.table_limit`` tables.
 
         Wrong: fast mode with several CPUs frees pages that others still reach.
         """
@@ -402,6 +403,8 @@ class ArchOps(Protocol):
     @gather
     def tlb_remove_tlb_entry(self, tlb: mmu_gather, ptep: int, addr: int, n: int) -> None:
         """Called after a run of ``n`` ptes from ``addr`` was cleared in a gather. Record what to flush.
+
+        ``ptep`` -1: another gather may have cleared some of these, in any table (Linux 4.13).
 
         Wrong: the flush misses pages, which then are used through stale translations.
         """

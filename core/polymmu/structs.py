@@ -381,7 +381,9 @@ class mmu_gather:
     active: int = 0
     """Index in ``batches`` of the one that takes pages."""
     limit: int = 0
-    """Pages an arch's own gather of old took before it flushed; 0: the generic number."""
+    """Pages that a gather of the arch's own took, one per CPU, until Linux 5.2; 0: it had the generic one."""
+    table_limit: int = 0
+    """Tables that a list of the arch's own took, beside each of these; 0: none. Earlier generations ask for the two."""
     tables: list[tuple[int, int]] = attrs.field(factory=list)
     """(level, physical address) of unhooked tables that wait for the flush, and for RCU where needed."""
     table_batch: int = -1

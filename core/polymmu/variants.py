@@ -2,7 +2,8 @@
 
 The core holds today's choice on each axis. A plugin (an entry point in the group ``polymmu.plugin``) implements
 ``kernel_variants`` to offer earlier generations, or known bugs; none is loaded while the core's own will do.
-A variant is a class whose steps are methods: it is made once per machine, with the kernel as its argument.
+A variant is a class whose steps are methods: it is made once per machine, with the kernel as its argument. Its
+``since`` says when it came, its ``wrong`` what it gets wrong, for the tables of the documentation.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from polymmu.mm.gather import LinkedGather
 from polymmu.mm.pgtables import VmaList
 from polymmu.plugins import installed, load, suggestion
 
-__all__ = ["GROUP", "VARIANTS", "Variants", "chosen", "hookimpl"]
+__all__ = ["GROUP", "VARIANTS", "Variants", "chosen", "classes", "hookimpl"]
 
 GROUP = "polymmu.plugin"
 hookspec = pluggy.HookspecMarker("polymmu_variants")
@@ -55,10 +56,14 @@ class Variants:
 
 
 def chosen(kernel: ArchKernel) -> Variants:
-    """What the kernel's description asks for. Raises UserMistake for a name nobody offers, and for choices that make
-    no sense together; PluginMistake for a plugin that does not load."""
-    choice = kernel.description.kernel
-    return Variants(**{axis: _class_of(axis, getattr(choice, axis), choice)(kernel) for axis in VARIANTS})
+    """What the kernel's description asks for, made. Raises UserMistake for a name nobody offers, and for choices that
+    make no sense together; PluginMistake for a plugin that does not load."""
+    return Variants(**{axis: variant(kernel) for axis, variant in classes(kernel.description.kernel).items()})
+
+
+def classes(choice: KernelChoice) -> dict[str, type[Any]]:
+    """What a ``kernel:`` section asks for, by axis. Raises as ``chosen`` does."""
+    return {axis: _class_of(axis, getattr(choice, axis), choice) for axis in VARIANTS}
 
 
 def _class_of(axis: str, name: str, choice: KernelChoice) -> type[Any]:

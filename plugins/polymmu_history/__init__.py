@@ -12,19 +12,28 @@ from typing import Any
 from polymmu.variants import hookimpl
 from polymmu_history.freeing import ClearPageRange, ClearPageTables
 from polymmu_history.freeing_bugs import FREEING_BUGS
-from polymmu_history.gather import PercpuGather, StackGather
+from polymmu_history.gather import PercpuGather, StackGather, StackPostedGather
+from polymmu_history.linked import Linked30Gather, Linked38Gather, Linked315Gather, Linked413Gather
 
-__all__ = ["ClearPageRange", "ClearPageTables", "PercpuGather", "StackGather", "kernel_variants"]
+__all__ = ["PercpuGather", "StackGather", "kernel_variants"]
 
 
 @hookimpl
 def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
-    """The generations on each axis."""
+    """The generations by axis and name, oldest first."""
     return {
-        "gather": {"percpu": PercpuGather, "stack": StackGather},
+        "gather": {
+            "percpu": PercpuGather,
+            "stack-posted": StackPostedGather,
+            "stack": StackGather,
+            "linked-3.0": Linked30Gather,
+            "linked-3.8": Linked38Gather,
+            "linked-3.15": Linked315Gather,
+            "linked-4.13": Linked413Gather,
+        },
         "free_pgtables": {
-            "clear_page_range": ClearPageRange,
             "clear_page_tables": ClearPageTables,
+            "clear_page_range": ClearPageRange,
             **FREEING_BUGS,
         },
     }

@@ -4,7 +4,8 @@ The classes are the single source: the loader converts YAML into them, the JSON 
 them, and the hardware is built from them. A field's ``metadata`` carries what the loader and the schema
 need besides its type: ``doc`` (one sentence), ``unit`` (``"size"`` accepts ``16 GiB``), ``choices``,
 ``minimum``, ``maximum``, ``pattern`` with ``pattern_doc``, ``instead`` (ends the message for a value of
-another kind). The rules between fields are in ``rules``.
+another kind), ``verbatim`` (text also where YAML sees a number), ``short_for`` (the key of the mapping that one word
+in its place stands for). The rules between fields are in ``rules``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ REPLACEMENTS = ("lru", "plru", "random")
 
 # A part's name is a step of dotted paths (tlbs.L2.entries, tlb.L2@1.misses): no dot and no @ in it.
 PART_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,31}"
+_VARIANT_NAME = r"[A-Za-z][A-Za-z0-9._-]{0,31}"
+_RELEASE = r"([A-Za-z0-9][A-Za-z0-9._+-]{0,31})?"
 _MACHINE_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}"
 
 
@@ -119,12 +122,21 @@ class Costs:
 class KernelChoice:
     """Which mm algorithms run: one key per axis. Earlier generations come from plugins (``polymmu_history``)."""
 
+    release: str = field(
+        default="",
+        metadata=doc(
+            "a release of Linux, such as 2.6.11, whose choices are laid below the other keys; empty: none",
+            pattern=_RELEASE,
+            pattern_doc="a release (digits, letters, . _ + -)",
+            verbatim=True,
+        ),
+    )
     gather: str = field(
         default="linked",
         metadata=doc(
-            "how pages are gathered for a flush: linked (Linux 3.0 on), or a plugin's: percpu, stack",
-            pattern=PART_NAME,
-            pattern_doc="a name (letters, digits, _ and -)",
+            "how pages are gathered for a flush: linked, as Linux does now, or an earlier generation, from a plugin",
+            pattern=_VARIANT_NAME,
+            pattern_doc="a name (letters, digits, . _ and -)",
         ),
     )
     free_pgtables: str = field(
@@ -158,7 +170,10 @@ class KernelChoice:
     )
     fast_mode: bool = field(
         default=False,
-        metadata=doc("free pages at once and flush at the end on a machine with one CPU (Linux 2.6 to 3.9)"),
+        metadata=doc(
+            "free pages at once and flush at the end on a machine with one CPU (Linux 2.6 to 3.9); unsound where tasks "
+            "take turns, but with a gather that keeps preemption off"
+        ),
     )
     vm_max_map_count: int = field(default=65_530, metadata=doc("mappings one mm may have", minimum=1))
     overcommit: str = field(
@@ -204,7 +219,11 @@ class MachineDescription:
     )
     kernel: KernelChoice = field(
         factory=KernelChoice,
-        metadata=doc("mm algorithms, one key each", instead="; this version knows no presets by release"),
+        metadata=doc(
+            "mm algorithms, one key each; one word is short for the key `release`",
+            short_for="release",
+            instead=', or a release such as "2.6.11"',
+        ),
     )
     tlbs: dict[str, TlbSpec] = field(
         factory=dict[str, TlbSpec], metadata=doc("TLBs by name"), validator=rules.check_tlb_levels

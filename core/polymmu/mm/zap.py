@@ -26,14 +26,16 @@ from polymmu.hardware.scans import account_ptes
 from polymmu.hooks import ArchKernel
 from polymmu.mm.frames import lru_add_drain
 from polymmu.mm.gather import (
+    Rss,
     tlb_adjust_range,
     tlb_cond_resched,
+    tlb_end_vma,
     tlb_finish_mmu,
     tlb_flush_dirty,
     tlb_flush_mmu,
-    tlb_flush_mmu_tlbonly,
     tlb_gather_mmu,
     tlb_remove_pages,
+    tlb_retry,
     tlb_room,
 )
 from polymmu.mm.hugetlb import unmap_hugepage_range
@@ -120,11 +122,7 @@ def _unmap_vma(tlb: mmu_gather, vma: vm_area_struct, start: int, end: int, detai
         elif sched.need_resched() or sched.need_lockbreak(lock):
             reached = stop
             break
-    kernel.ops.tlb_end_vma(tlb, vma)
-    if vma.vm_flags & VM_PFNMAP and not tlb.fullmm:
-        # Its frames have no mapcount: a truncation elsewhere would find nothing mapped and let the driver free
-        # them while our flush is still to come (A4.9).
-        tlb_flush_mmu_tlbonly(tlb)
+    tlb_end_vma(tlb, vma)
     tlb.vma = None
     return reached
 
@@ -146,6 +144,7 @@ def _zap_ptes(
     cost = kernel.description.costs.entry_update
     # Invariant: every entry before ``done`` that was to go is cleared, accounted and in the gather.
     done = 0
+    rss = Rss()
     while done < n:
         lock = pte_lock(mm, ptep)
         ops.enter_lazy_mmu(mm)
@@ -159,17 +158,23 @@ def _zap_ptes(
             if first < last:
                 at = done + first
                 run = ptep + at * width, addr + (at << shift), last - first
-                full, dirtied = _zap_run(tlb, vma, *run, leaves_file_ptes=chooses and nonlinear)
+                full, dirtied = _zap_run(tlb, vma, *run, rss, leaves_file_ptes=chooses and nonlinear)
                 dirty |= dirtied
             done += last
             sched.spend(cost * last, "zap")
             if sched.need_resched() or sched.need_lockbreak(lock):
                 break
+        mm.anon_rss -= rss.anon
+        mm.file_rss -= rss.file
         ops.leave_lazy_mmu(mm)
         flushed = dirty and tlb_flush_dirty(tlb)
         pte_unlock(mm, ptep)
         if full or flushed:
             tlb_flush_mmu(tlb)
+        if full:
+            done -= tlb_retry(tlb, rss)
+        else:
+            rss = Rss()
         if done < n and not (details is not None and details.i_mmap_lock and details.i_mmap_lock.spins):
             tlb_cond_resched(tlb)
 
@@ -229,11 +234,11 @@ def _zap_soft(mm: mm_struct, ptep: int, addr: int, values: EntryRun) -> None:
 
 
 def _zap_run(
-    tlb: mmu_gather, vma: vm_area_struct, ptep: int, addr: int, n: int, *, leaves_file_ptes: bool
+    tlb: mmu_gather, vma: vm_area_struct, ptep: int, addr: int, n: int, rss: Rss, *, leaves_file_ptes: bool
 ) -> tuple[bool, bool]:
     """Clear, account and queue ``n`` entries. (Whether the gather is full, whether a file page was dirty.)
 
-    The caller holds the table lock and saw to it that the gather has room.
+    The caller holds the table lock, saw to it that the gather has room, and takes ``rss`` from the mm's counters.
     """
     mm = tlb.mm
     kernel: ArchKernel = mm.kernel
@@ -249,8 +254,8 @@ def _zap_run(
         _leave_file_ptes(vma, ptep, addr, values)
     pfns: NDArray[np.int64] = np.empty(n, dtype=np.int64)
     pages, anon, dirtied = account_ptes(values, frames.table, shape.account_masks, frames.count, -1, pfns)
-    mm.anon_rss -= anon
-    mm.file_rss -= pages - anon
+    rss.anon += anon
+    rss.file += pages - anon
     pfns = pfns[:pages]
     collect_dirt(kernel, pfns)
     return pages > 0 and tlb_remove_pages(tlb, pfns), dirtied > 0
