@@ -27,7 +27,7 @@ def page_table_alloc(mm: mm_struct) -> int:
     """A fragment full of empty ptes, or -1."""
     kernel: ArchKernel = mm.kernel
     listed, layout, private = context_of(mm).pgtable_list, mm.layout, kernel.frames.private
-    pfn = listed[0] if listed else alloc_page(kernel, "table")
+    pfn = listed[0] if listed else alloc_page(kernel, "table", site="table.pte")
     if pfn < 0:
         return -1
     busy = private[pfn] | private[pfn] >> WAITING

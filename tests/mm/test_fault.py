@@ -264,7 +264,7 @@ def during(kernel: ArchKernel, what: str, action: Callable[[], None]) -> None:
     kernel.free.fail_next = once
 
 
-@pytest.mark.parametrize("what", ["anon", "table"])
+@pytest.mark.parametrize("what", ["anon", "table.pte"])
 def test_the_slower_of_two_faults_gives_its_page_or_table_back(mm: mm_struct, what: str) -> None:
     kernel: ArchKernel = mm.kernel
     before = state(kernel)

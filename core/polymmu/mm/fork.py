@@ -12,7 +12,7 @@ from polymmu.mm.calls import mm_call
 from polymmu.mm.copy import copy_page_range
 from polymmu.mm.mm import mm_alloc, mmput
 from polymmu.mm.pagecache import get_file
-from polymmu.mm.vma import anon_vma_fork, vma_copy, vma_link, vma_pages, vmas_of
+from polymmu.mm.vma import anon_vma_fork, remove_vma, vma_copy, vma_link, vma_pages, vmas_of
 from polymmu.structs import VM_DONTCOPY, mm_struct
 
 __all__ = ["dup_mm"]
@@ -44,7 +44,11 @@ def _dup_mmap(child: mm_struct, mm: mm_struct) -> None:
         if vma.vm_flags & VM_DONTCOPY:
             continue
         copy = vma_copy(vma, child)
-        anon_vma_fork(copy)
+        try:
+            anon_vma_fork(copy)
+        except SyscallError:
+            remove_vma(copy)
+            raise
         vma_link(copy, last, truncate_count=vma.vm_truncate_count)
         last = copy
         child.total_vm += vma_pages(copy)

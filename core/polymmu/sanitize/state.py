@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from polymmu.hardware.cpu import Cpu
 from polymmu.hardware.entry import Field
 from polymmu.hardware.ram import FLAGS, INDEX, MAPCOUNT, MAPPING, REFCOUNT
+from polymmu.hardware.scans import read_run
 from polymmu.mm.tables import entries_in, format_of, read_ptes, table_runs
 from polymmu.sanitize.cached_kernels import dirty_frames
 from polymmu.sanitize.judge import Bench, Judge
@@ -53,6 +54,8 @@ class State(Judge):
         self.looks = 0
         self._out = np.empty(STORED, dtype=np.int64)
         self._frames = self.kernel.frames.table.reshape(-1)
+        self._roots: dict[tuple[int, int], tuple[list[tuple[int, int]], Pfns]] = {}
+        """By levels and size of an address space: what the entries of its root cover, and their indices."""
         self._work = 0
         self._cost = 0
         self._last = bench.now("the last look found nothing")
@@ -138,7 +141,7 @@ class State(Judge):
         layout = mm.layout
         reached = [0] * layout.levels
         own = self.bench.own_tables.get(mm.serial, set())
-        todo = [(0, mm.pgd, self.kernel.shape.limits.first_user_address, mm.task_size)]
+        todo = [(0, mm.pgd, low, high) for low, high in self._used_of_root(mm)]
         while todo:
             level, table, low, high = todo.pop()
             for _, value, start, _ in entries_in(mm, level, table, low, high):
@@ -160,6 +163,23 @@ class State(Judge):
                     todo.append((below, child, max(low, base), min(high, end)))
         if reached[-1] > mm.nr_tables[layout.pte_level]:
             self._tell("INV-REF", f"mm {mm.serial} counts {mm.nr_tables} tables, {reached} can be reached")
+
+    def _used_of_root(self, mm: mm_struct) -> list[tuple[int, int]]:
+        """What each entry of the root that is not empty covers. All are read at once: most are empty."""
+        layout = mm.layout
+        shape = layout.levels, mm.task_size
+        known = self._roots.get(shape)
+        if known is None:
+            spans, addr = [], self.kernel.shape.limits.first_user_address
+            while addr != mm.task_size:
+                spans.append((addr, self.kernel.ops.pgd_addr_end(mm, addr, mm.task_size)))
+                addr = spans[-1][1]
+            known = self._roots[shape] = spans, np.array([layout.index_of(0, addr) for addr, _ in spans])
+        spans, indices = known
+        width, order = layout.entry_bytes[0], self.kernel.shape.byte_order
+        values = read_run(self.kernel.ram, mm.pgd, width, order, layout.entries_of(0))
+        used = np.flatnonzero(values[indices] != np.uint64(format_of(mm, 0).empty))
+        return [spans[n] for n in used.tolist()]
 
     def _vma(
         self, vma: vm_area_struct, found: list[Pfns], dirty: list[Pfns], private: list[Pfns]

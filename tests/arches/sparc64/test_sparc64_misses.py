@@ -108,7 +108,7 @@ def test_the_tsbs_go_with_their_mm() -> None:
 def test_without_memory_for_a_tsb_every_miss_walks() -> None:
     emulated = machine()
     asked = iter((True, False))
-    emulated.kernel.free.fail_next = lambda what: next(asked, False)
+    emulated.kernel.free.fail_next = lambda what: what == "tsb" and next(asked, False)
     mm = program(emulated, 1)
     assert mm.struct.context.tsb is None
     for _ in range(2):
