@@ -104,7 +104,12 @@ def load_tsbs_everywhere(mm: mm_struct) -> None:
     running = sum(1 << cpu.index for cpu in kernel.cpus if kernel.active_mm[cpu.index] is mm)
     if running >> kernel.sched.cpu.index & 1:
         load_tsbs(kernel.sched.cpu, mm)
-    kernel.sched.ipi(running, lambda cpu: load_tsbs(cpu, mm), kernel.description.costs.ipi)
+
+    def load(cpu: Cpu) -> None:
+        if kernel.active_mm[cpu.index] is mm:  # it may have gone to another one before the interrupt came
+            load_tsbs(cpu, mm)
+
+    kernel.sched.ipi(running, load, kernel.description.costs.ipi)
 
 
 def tsb_grow(mm: mm_struct) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from polymmu.machine import Machine
 from polymmu.structs import mmu_gather
-from tests.sanitize.random_work import finished, machine, race_of_walkers, solo_run, timed_run
+from tests.sanitize.random_work import Points, finished, machine, race_of_walkers, solo_run, timed_run
 
 MACHINES = ("x86", "x86-pae", "x86_64", "ia64", "ppc64", "s390-31", "s390", "sparc64")
 
@@ -31,12 +31,40 @@ def test_nothing_is_found_in_correct_work(run: Callable[[str, int], Machine], na
     nothing_found(run(name, 1))
 
 
+GENERATIONS = (
+    (),
+    ("kernel.gather=percpu", "kernel.i_mmap_lock=spin"),
+    ("kernel.gather=stack",),
+    ("kernel.table_free=rcu",),
+    ("kernel.gather_batch=8", "kernel.zap_block=8"),
+    ("kernel.i_mmap_lock=spin",),
+)
+"""Ways to gather, to free tables and to lock, each right on every architecture."""
+
+
+@pytest.mark.parametrize("sets", GENERATIONS[1:], ids=" ".join)
+@pytest.mark.parametrize("name", ["x86_64", "ppc64"])
+def test_nothing_is_found_in_any_generation(name: str, sets: tuple[str, ...]) -> None:
+    nothing_found(timed_run(name, 4, 30, sets))
+
+
+MILLION = 1_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in MACHINES if name != "s390-31"])
+def test_nothing_is_found_in_a_million_timed_steps(name: str) -> None:
+    points, seed = Points(), 0
+    while points.n < MILLION:
+        nothing_found(timed_run(name, seed, 250, GENERATIONS[seed % len(GENERATIONS)], points))
+        seed += 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MACHINES)
 def test_nothing_is_found_in_much_correct_work(name: str) -> None:
     for seed in range(2, 20):
         nothing_found(solo_run(name, seed))
-        nothing_found(timed_run(name, seed))
 
 
 def test_two_runs_of_one_seed_are_alike() -> None:

@@ -131,18 +131,23 @@ def mmput(mm: mm_struct) -> None:
     kernel: ArchKernel = mm.kernel
     kernel.events.mm_call_begin(mm, "exit")
     kernel.sched.spend(kernel.description.costs.syscall, "syscall")
-    running = [cpu for cpu in kernel.cpus if kernel.active_mm[cpu.index] is mm]
-    for cpu in running:
+    for cpu in _having(mm):
         kernel.ops.enter_lazy_tlb(cpu, mm)
     exit_mmap(mm)
     if mm.exe_file is not None:
         put_file(kernel, mm.exe_file)
         mm.exe_file = None
     assert kernel.init_mm is not None
-    for cpu in running:
+    for cpu in _having(mm):  # asked again: others may have come to run there while this slept
         _switch(kernel, cpu, mm, kernel.init_mm)
     mmdrop(mm)
     kernel.events.mm_call_end(mm, "exit")
+
+
+def _having(mm: mm_struct) -> list[Cpu]:
+    """The CPUs that have ``mm`` loaded."""
+    kernel: ArchKernel = mm.kernel
+    return [cpu for cpu in kernel.cpus if kernel.active_mm[cpu.index] is mm]
 
 
 def exit_mmap(mm: mm_struct) -> None:

@@ -149,6 +149,8 @@ class State(Judge):
                 if value & format.leaf_mask:
                     continue
                 child = format.table_of(value)
+                if value != format.of_table(child):  # it leads to huge pages, in an arch's own way
+                    continue
                 base = start & -layout.span_of(level)
                 end = base + layout.span_of(level)
                 reached[below] += 1
