@@ -46,10 +46,7 @@ def tsb_words(kernel: ArchKernel, tsb: Tsb) -> NDArray[Any]:
 
 def tsb_alloc(kernel: ArchKernel, code: int = 0, page_shift: int = PAGE_SHIFT) -> Tsb | None:
     """A buffer that holds nothing; None where there is no memory, and then misses walk."""
-    if code:
-        pfn = alloc_pages(kernel, code, "table", site="tsb")
-    else:
-        pfn = alloc_page(kernel, "table", site="tsb")
+    pfn = alloc_pages(kernel, code, "table", site="tsb") if code else alloc_page(kernel, "table", site="tsb")
     if pfn < 0:
         return None
     tsb = Tsb(pfn << PAGE_SHIFT, code, page_shift)

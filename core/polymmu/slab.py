@@ -35,7 +35,9 @@ class Slab(Generic[T]):
 
     __slots__ = ("_fails", "_free", "_make", "live", "name", "objects")
 
-    def __init__(self, name: str, make: Callable[[int], T], fails: Callable[[str], bool] | None = None) -> None:
+    def __init__(
+        self, name: str, make: Callable[[int], T], fails: Callable[[str], bool] | None = None
+    ) -> None:
         self.name = name
         self._fails = fails
         self.objects: list[T] = []

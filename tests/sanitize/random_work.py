@@ -19,7 +19,6 @@ import attrs
 import numpy as np
 
 from polymmu.errors import SegmentationFault, SyscallError
-from polymmu.events import Events, Observer
 from polymmu.hooks import ArchKernel
 from polymmu.machine import CpuHandle, FileHandle, Machine, Mm
 from polymmu.mm.frames import alloc_page, put_page
@@ -46,7 +45,9 @@ class Device:
     def mmap(self, file: File, vma: vm_area_struct) -> None:
         mm, shape = vma.vm_mm, self.kernel.shape
         vma.vm_flags |= VM_PFNMAP | VM_DONTEXPAND
-        for addr, pfn in zip(range(vma.vm_start, vma.vm_end, shape.layout.page_size), self.frames, strict=False):
+        for addr, pfn in zip(
+            range(vma.vm_start, vma.vm_end, shape.layout.page_size), self.frames, strict=False
+        ):
             ptep = alloc_entry(mm, addr)
             value = np.array([pfn << shape.pfn_shift | shape.stored[vma.vm_page_prot]], dtype=np.uint64)
             pte_lock(mm, ptep)
@@ -341,45 +342,6 @@ def machine(
     for hook, function in hooks.items():
         arch = replaced(arch, hook, function)
     return Machine(description, arch, driver=driver, sanitize=True)
-
-
-class Stall(Observer):
-    """Holds a lockless walker up behind each entry it has read, long enough for others to free the next table."""
-
-    def __init__(self, made: Machine) -> None:
-        self.sched = made.kernel.sched
-
-    def lockless_read(self, mm: object, cpu: int, rank: int, entry: int, table: int) -> None:
-        self.sched.spend(3000, "stall")
-        self.sched.point("stall", None)
-
-
-def race_of_walkers(made: Machine, seed: int, rounds: int = 8) -> None:
-    """CPU 0 maps and unmaps pages in a table of their own while CPUs 1 and 2 look for them without a lock."""
-    mm, page = made.new_mm(), made.page_size
-    at = 1 << 30
-    made.kernel.events = Events((*made.kernel.events.observers, Stall(made)))
-
-    def unmaps() -> None:
-        chance = random.Random(seed)
-        for _ in range(rounds):
-            mm.mmap(4 * page, at=at, fixed=True)
-            made.cpus[0].store(at, b"x")
-            made.work(chance.randrange(20_000))
-            mm.munmap(at, 4 * page)
-
-    def walks(cpu: int) -> None:
-        chance = random.Random(seed * 3 + cpu)
-        for _ in range(20 * rounds):
-            with contextlib.suppress(SegmentationFault):
-                mm.put(mm.gup_fast(at))
-            made.work(chance.randrange(2000))
-
-    made.spawn("unmaps", 0, mm, unmaps)
-    for cpu in (1, 2):
-        made.spawn(f"walks {cpu}", cpu, mm, partial(walks, cpu))
-    made.run_tasks()
-    mm.exit()
 
 
 def solo_run(name: str, seed: int, steps: int = 150, fails: Callable[[str], bool] | None = None) -> Machine:

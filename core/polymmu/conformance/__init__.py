@@ -20,6 +20,7 @@ from polymmu.conformance.hardware import Faults, Walker
 from polymmu.conformance.huge import HugePages
 from polymmu.conformance.leftovers import Exit
 from polymmu.conformance.programs import Notes, Sharing
+from polymmu.conformance.races import Races
 from polymmu.conformance.random_programs import Programs
 from polymmu.conformance.run import Outcome, run
 
@@ -39,6 +40,7 @@ __all__ = [
     "Notes",
     "Outcome",
     "Programs",
+    "Races",
     "RangeWalks",
     "Sharing",
     "Suite",
@@ -66,6 +68,7 @@ GROUPS: tuple[type[Checks], ...] = (
     HugePages,
     Exit,
     Programs,
+    Races,
     Failures,
 )
 """Every group, in the order of the ladder that an author climbs."""

@@ -108,14 +108,14 @@ def forks(errand: Errand) -> None:
     mm, page, at = errand.mm, errand.page, errand.at
     mm.mmap(3 * page, at=at, fixed=True)
     errand.fill(at, 2, b"p")
-    child = mm.fork()
-    errand.end.callback(lambda: child.exit())
+    family = [mm.fork()]
+    errand.end.callback(lambda: family[0].exit())
     errand.fill(at, 2, b"q")
-    errand.world.run(child, 1)
+    errand.world.run(family[0], 1)
     errand.end.callback(errand.world.run, mm, 1)
     require(errand.cpus[1].load(at, 1) == b"p", "a child sees what its parent stored after the fork")
     errand.cpus[1].store(at + page, b"c")
-    child = child.exec()
+    family[0] = family[0].exec()
     errand.world.run(mm, 1)
     errand.check(at, 2, b"q")
 
@@ -215,7 +215,7 @@ ROOM = 16
 # ------------------------------------------------------------------ the whole work
 @attrs.frozen(kw_only=True)
 class Outcome:
-    """What became of a run. ``refused``: errands that said ENOMEM. ``wrong``: a line for each thing that is not right."""
+    """What became of a run. ``refused``: errands that said ENOMEM. ``wrong``: what is not right, a line each."""
 
     allocations: Allocations
     refused: tuple[str, ...]
@@ -236,7 +236,7 @@ def run_with(bench: Bench, allocations: Allocations) -> Outcome:
     sanitizer = Sanitizer(world.kernel)
     world.kernel.free.fail_next = allocations
     refused: list[str] = []
-    mm = _insist(lambda: world.program(), "a new program", refused)
+    mm = _insist(world.program, "a new program", refused)
     for n, errand in enumerate(ERRANDS):
         _do(errand, world, mm, places[n % len(places)], refused)
     mm.exit()

@@ -198,6 +198,8 @@ class State(Judge):
         for ptep, addr, stop in table_runs(mm, vma.vm_start, vma.vm_end):
             values = read_ptes(mm, ptep, (stop - addr) >> shift)
             at = np.flatnonzero(pte.mapped_in(values))
+            if not len(at):
+                continue
             values = values[at]
             pfns: Pfns = ((values & np.uint64(pte.frame_mask)) >> np.uint64(shape.pfn_shift)).view(np.int64)
             inside = pfns < frames.count
