@@ -163,6 +163,7 @@ def table_free(mm: mm_struct, level: int, table: int) -> None:
     pfn = table >> mm.layout.page_shift
     kernel.frames.flags[pfn] &= ~PG_TABLE
     order = table_order(mm, level)
+    kernel.events.table_returned(mm, table, mm.layout.page_size << order)
     if order:
         frames.free_pages(kernel, pfn, order)
     else:

@@ -109,7 +109,11 @@ def forks(errand: Errand) -> None:
     mm.mmap(3 * page, at=at, fixed=True)
     errand.fill(at, 2, b"p")
     family = [mm.fork()]
-    errand.end.callback(lambda: family[0].exit())
+
+    def exits() -> None:
+        family[0].exit()  # it is another one after exec
+
+    errand.end.callback(exits)
     errand.fill(at, 2, b"q")
     errand.world.run(family[0], 1)
     errand.end.callback(errand.world.run, mm, 1)

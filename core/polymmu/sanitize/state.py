@@ -4,8 +4,8 @@ All tables of all mms are read, when nobody is in the middle of changing one, an
 compared: ptes against mapcount and rss, tables against their number, file pages against the page cache and i_mmap.
 A look costs in proportion to what is mapped, so the next one waits until about as much work was done.
 
-Not judged: huge mappings, mappings of a driver's frames, and reference counts from above (who else holds a page is
-not written anywhere; the balance at the end shows it).
+Not judged: reference counts from above (who else holds a page is not written anywhere; the balance at the end shows
+it). Of a driver's frames nothing is counted; they must not be free.
 
 First reading: ``State.look``, ``_vma``.
 """
@@ -19,7 +19,8 @@ from polymmu.hardware.cpu import Cpu
 from polymmu.hardware.entry import Field
 from polymmu.hardware.ram import FLAGS, INDEX, MAPCOUNT, MAPPING, REFCOUNT
 from polymmu.hardware.scans import read_run
-from polymmu.mm.tables import entries_in, format_of, read_ptes, table_runs
+from polymmu.mm.hugetlb import format_in, head_of
+from polymmu.mm.tables import entries_in, format_of, read_pte, read_ptes, table_runs
 from polymmu.sanitize.cached_kernels import dirty_frames
 from polymmu.sanitize.judge import Bench, Judge
 from polymmu.sanitize.violation import Happened
@@ -85,7 +86,7 @@ class State(Judge):
     def before_invalidate(self, cpu: Cpu) -> None:
         frames = self.kernel.frames
         mm = self.kernel.active_mm[cpu.index]
-        if self.kernel.shape.pte.dirty is None or mm is None or not mm.mm_users or mm.serial != cpu.space:
+        if mm is None or not mm.mm_users or mm.serial != cpu.space:
             return
         found = dirty_frames(
             cpu.words, self._frames, frames.page_shift, frames.count, PG_CACHE, PG_DIRTY, self._out
@@ -109,25 +110,22 @@ class State(Judge):
         found: list[Pfns] = []
         dirty: list[Pfns] = []
         private: list[Pfns] = []
-        huge = False
         for mm in self.bench.mms.values():
             if mm is self.kernel.init_mm or not mm.mm_users:
                 continue
             self._tables(mm)
             anon = files = 0
             for vma in mm.vmas.values():
-                if vma.huge_size or vma.vm_flags & VM_PFNMAP:
-                    huge = True
-                    continue
-                mapped = self._vma(vma, found, dirty, private)
+                judge = self._huge if vma.huge_size else self._vma
+                mapped = judge(vma, found, dirty, private)
                 anon, files = anon + mapped[0], files + mapped[1]
-            if not huge and (anon, files) != (mm.anon_rss, mm.file_rss):
+            if (anon, files) != (mm.anon_rss, mm.file_rss):
                 self._tell(
                     "INV-REF",
                     f"mm {mm.serial} counts {mm.anon_rss} anonymous and {mm.file_rss} file pages, "
                     f"its tables map {anon} and {files}",
                 )
-        self._counts(_joined(found), _joined(private), huge)
+        self._counts(_joined(found), _joined(private))
         self._dirt(set(_joined(dirty).tolist()))
         self._cost = sum(map(len, found)) // 4
         self._work = 0
@@ -191,9 +189,7 @@ class State(Judge):
         shape, frames = self.kernel.shape, self.kernel.frames
         shift = mm.layout.page_shift
         pte = shape.pte
-        mapping = vma.vm_file.mapping if vma.vm_file is not None else None
-        if mapping is not None and mapping.i_mmap.get(vma.slot) is not vma:
-            self._tell("INV-RMAP", f"vma at {vma.vm_start:#x} of mm {mm.serial} is not in its file's i_mmap")
+        mapping = self._mapping(vma)
         total = anon_total = 0
         for ptep, addr, stop in table_runs(mm, vma.vm_start, vma.vm_end):
             values = read_ptes(mm, ptep, (stop - addr) >> shift)
@@ -205,11 +201,17 @@ class State(Judge):
             inside = pfns < frames.count
             at, values, pfns = at[inside], values[inside], pfns[inside]
             flags = frames.table[FLAGS, pfns]
+            if vma.vm_flags & VM_PFNMAP:
+                gone = frames.table[REFCOUNT, pfns] == 0
+                self._each(vma, "INV-TLB", addr, at[gone], "a driver's page is mapped, and free")
+                continue
             counted = flags & PG_RESERVED == 0
             at, values, pfns, flags = at[counted], values[counted], pfns[counted], flags[counted]
             anon = flags & PG_ANON != 0
             total += len(pfns)
             anon_total += int(np.count_nonzero(anon))
+            if vma.anon_vma is None:
+                self._each(vma, "INV-RMAP", addr, at[anon], "an anonymous page, and its vma has no anon_vma")
             found.append(pfns)
             if pte.dirty is not None:
                 dirty.append(pfns[_has(values, pte.dirty)])
@@ -238,12 +240,59 @@ class State(Judge):
                 self._each(vma, "INV-REF", addr, at[~anon], "a page that is not anonymous is mapped")
         return anon_total, total - anon_total
 
+    def _mapping(self, vma: vm_area_struct) -> address_space | None:
+        """What ``vma`` maps, which must know of it."""
+        if vma.vm_file is None:
+            return None
+        mapping = vma.vm_file.mapping
+        if mapping.i_mmap.get(vma.slot) is not vma:
+            self._tell(
+                "INV-RMAP", f"vma at {vma.vm_start:#x} of mm {vma.vm_mm.serial} is not in its file's i_mmap"
+            )
+        return mapping
+
+    def _huge(
+        self, vma: vm_area_struct, found: list[Pfns], dirty: list[Pfns], private: list[Pfns]
+    ) -> tuple[int, int]:
+        """``_vma`` for huge pages: each is counted by its first frame, and in base pages where rss is meant."""
+        mm, size, frames = vma.vm_mm, vma.huge_size, self.kernel.frames
+        format, shift = format_in(vma), mm.layout.page_shift
+        mapping = self._mapping(vma)
+        pages = {True: 0, False: 0}
+        for addr in range(vma.vm_start, vma.vm_end, size):
+            ptep = self.kernel.ops.huge_pte_offset(mm, addr, size)
+            value = read_pte(mm, ptep) if ptep >= 0 else format.empty
+            if not format.is_mapped(value):
+                continue
+            pfn = head_of(vma, value)
+            head = np.array((pfn,), dtype=np.int64)
+            anon = bool(frames.flags[pfn] & PG_ANON)
+            pages[anon] += size >> shift
+            found.append(head)
+            if format.dirty is not None and format.dirty.test(value):
+                dirty.append(head)
+            what = ""
+            if not vma.vm_flags & VM_SHARED and format.write.test(value):
+                private.append(head)
+                what = "" if anon else "INV-COW: a huge page of a file is writable in a private vma"
+            if mapping is not None and not anon:
+                assert vma.vm_file is not None
+                index = vma.vm_pgoff + ((addr - vma.vm_start) >> shift)
+                if (frames.mapping[pfn], frames.index[pfn]) != (mapping.slot + 1, index):
+                    what = "INV-TRUNC: a huge page is mapped that its file does not have"
+                elif index << shift >= vma.vm_file.size:
+                    what = "INV-TRUNC: a huge page beyond the end of the file is mapped"
+            if what:
+                invariant, _, text = what.partition(": ")
+                self._tell(invariant, f"{text}: {addr:#x} of mm {mm.serial}")
+        return pages[True], pages[False]
+
     def _each(self, vma: vm_area_struct, invariant: str, addr: int, at: NDArray[np.int64], text: str) -> None:
         if len(at):
             va = addr + (int(at[0]) << vma.vm_mm.layout.page_shift)
             self._tell(invariant, f"{text}: {va:#x} of mm {vma.vm_mm.serial}")
 
-    def _counts(self, mapped: Pfns, private: Pfns, huge: bool) -> None:
+    def _counts(self, mapped: Pfns, private: Pfns) -> None:
         """INV-REF: mapcount is the number of ptes, references are no fewer. INV-COW: writable means unshared."""
         frames = self.kernel.frames
         pfns, ptes = np.unique(mapped, return_counts=True)
@@ -254,10 +303,9 @@ class State(Judge):
         cached = (frames.table[FLAGS, pfns] & PG_CACHE != 0).astype(np.int64)
         for pfn, n, count in _first(held < ptes + cached, pfns, ptes + cached, held):
             self._tell("INV-REF", f"frame {pfn} has {n} users and {count} references")
-        if not huge:
-            claimed = np.flatnonzero(frames.table[MAPCOUNT, : self.kernel.free.bump])
-            for pfn in np.setdiff1d(claimed, pfns)[:1].tolist():
-                self._tell("INV-REF", f"frame {pfn} counts {frames.mapcount[pfn]} ptes, none maps it")
+        claimed = np.flatnonzero(frames.table[MAPCOUNT, : self.kernel.free.bump])
+        for pfn in np.setdiff1d(claimed, pfns)[:1].tolist():
+            self._tell("INV-REF", f"frame {pfn} counts {frames.mapcount[pfn]} ptes, none maps it")
         shared = np.intersect1d(private, pfns[ptes > 1])
         for pfn in shared[:1].tolist():
             self._tell(
@@ -271,13 +319,18 @@ class State(Judge):
             flags = frames.flags[pfn]
             if frames.generation[pfn] != generation or flags & PG_DIRTY:
                 del self.stored[pfn]
-            elif flags & PG_CACHE and pfn not in dirty and not self._is_huge(pfn):
+            elif flags & PG_CACHE and pfn not in dirty and not self._noted_elsewhere(pfn):
                 del self.stored[pfn]
                 self.bench.tell("INV-DIRTY", when, f"frame {pfn} is clean in its page and in every pte")
 
-    def _is_huge(self, pfn: int) -> bool:
+    def _noted_elsewhere(self, pfn: int) -> bool:
+        """Whether the entries of a page have no dirty bit: its storage key tells, until its last entry goes."""
+        shape = self.kernel.shape
         host = self.kernel.mappings.objects[self.kernel.frames.mapping[pfn] - 1].host
-        return host is not None and host.huge_size > 0
+        size = host.huge_size if host is not None else 0
+        if size:
+            return shape.huge_formats[size].dirty is None
+        return shape.pte.dirty is None and self.kernel.frames.mapcount[pfn] > 0
 
 
 def _has(values: NDArray[np.uint64], field: Field) -> NDArray[np.bool_]:
