@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from polymmu.machine import CpuHandle, FileHandle, Machine, Mm
-from polymmu.mm import hugetlb, mmap, vma
+from polymmu.mm import hugetlb, mmap, vma, zap
 from polymmu.mm.tables import find_entry
 from polymmu.registry import replaced
 from polymmu.sanitize.progress import NoProgress
@@ -195,7 +195,7 @@ def test_inv_cow_a_huge_page_that_stays_writable_after_fork(monkeypatch: pytest.
 def test_inv_tlb_a_drivers_frame_freed_while_it_is_mapped() -> None:
     made = machine()
     device = Device(made.kernel)
-    mm, cpu = running(made)
+    mm, _ = running(made)
     at = mm.mmap(4 * made.page_size, file=FileHandle(made, device.file), shared=True)
     assert found(made) == []
     device.close()  # nobody has touched it: no TLB tells
@@ -209,7 +209,7 @@ def test_inv_prog_a_munmap_that_begins_again_whenever_it_gave_way(monkeypatch: p
     made = machine()
     mm, _ = running(made)
     at = mm.mmap(64 * made.page_size, populate=True)
-    unmap_vmas = mmap.unmap_vmas
+    unmap_vmas = zap.unmap_vmas
 
     def starts_over(*arguments: Any) -> None:
         while True:
