@@ -1,4 +1,4 @@
-"""User code under the timed driver ends its slice where something may happen, and goes on in one go where nothing can."""
+"""User code under the timed driver stops where something may happen, and goes on in one go where nothing can."""
 
 from __future__ import annotations
 
@@ -104,9 +104,15 @@ def test_the_acknowledgement_of_an_interrupt_does_not_wait_for_a_whole_slice(aft
 def test_where_nobody_else_can_run_a_slice_is_as_long_as_it_may_be() -> None:
     made, _ = program(1)
     sched = made.kernel.sched
+    assert isinstance(sched, TimedSched)
     slices = []
-    user = sched.user  # type: ignore[attr-defined]
-    sched.user = lambda work, more=0: (slices.append(1), user(work, more))  # type: ignore[attr-defined]
+    user = sched.user
+
+    def counted(work: Callable[[], int], more: int = 0) -> None:
+        slices.append(work)
+        user(work, more)
+
+    sched.user = counted  # type: ignore[method-assign]
     made.run_tasks()
     assert MOST > 40_000
     assert len(slices) <= 2
