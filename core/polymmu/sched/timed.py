@@ -325,7 +325,7 @@ class TimedSched(Sched):
             end = work() + clock[slot.index]
             while True:
                 slot.user_until = end + more
-                now = clock[slot.index] = min(end, max(clock[slot.index], self.next_event()))
+                now = clock[slot.index] = min(end, max(clock[slot.index] + 1, self.next_event()))
                 self.point("user", None)
                 if self.need_resched():
                     slot.in_user = False
@@ -346,7 +346,7 @@ class TimedSched(Sched):
             at = me.pending[0].due
         for slot in self._slots:
             if slot is not me:
-                other = slot.user_until if slot.in_user else self._next(slot)
+                other = max(slot.user_until, self.clock[slot.index]) if slot.in_user else self._next(slot)
                 if other < at:
                     at = other + 1
         return at
