@@ -141,7 +141,11 @@ def table_order(mm: mm_struct, level: int) -> int:
 def table_alloc(mm: mm_struct, level: int, addr: int) -> int:
     kernel: ArchKernel = mm.kernel
     order = table_order(mm, level)
-    pfn = frames.alloc_page(kernel, "table") if not order else frames.alloc_pages(kernel, order, "table")
+    site = f"table.{mm.layout.names[level]}"
+    if order:
+        pfn = frames.alloc_pages(kernel, order, "table", site=site)
+    else:
+        pfn = frames.alloc_page(kernel, "table", site=site)
     if pfn < 0:
         return -1
     kernel.frames.flags[pfn] |= PG_TABLE
@@ -159,6 +163,7 @@ def table_free(mm: mm_struct, level: int, table: int) -> None:
     pfn = table >> mm.layout.page_shift
     kernel.frames.flags[pfn] &= ~PG_TABLE
     order = table_order(mm, level)
+    kernel.events.table_returned(mm, table, mm.layout.page_size << order)
     if order:
         frames.free_pages(kernel, pfn, order)
     else:

@@ -42,6 +42,12 @@ class Observer:
     def table_freed(self, mm: Any, level: int, table: int, size: int) -> None:
         """A table was unhooked for good; its frame may still wait in a gather."""
 
+    def table_returned(self, mm: Any, table: int, size: int) -> None:
+        """The ``size`` bytes of a table at physical address ``table`` may be handed out again from now on.
+
+        Told by who gives tables back: the frame may live on, where an arch shares it out in fragments.
+        """
+
     # --- files
     def truncation_begin(self, mapping: Any) -> None:
         """Pages of a file (``mapping``: its address_space) are about to leave every mm that maps them."""

@@ -321,6 +321,7 @@ class ArchOps(Protocol):
     def table_free(self, mm: mm_struct, level: int, table: int) -> None:
         """Called when a table that no CPU can reach any more goes back (also one that lost an allocation race).
 
+        An arch that keeps it, or a frame it is a part of, tells ``kernel.events.table_returned``.
         Wrong: fragments that share a frame are freed with it.
         """
         ...

@@ -412,7 +412,8 @@ class FreeFrames:
     """Head, tail and length of the LRU list threaded through LRU_NEXT and LRU_PREV."""
     zero_page: int = 0
     fail_next: Callable[[str], bool] | None = None
-    """Fault injection: asked at each allocation (what it is for); True makes it fail."""
+    """Fault injection: asked at each allocation, of frames and of slab objects, by its site's name (``anon``, ``file``,
+    ``huge``, ``gather``, ``table_batch``, ``table.pte`` and so on by level, a slab's name); True makes it fail."""
 
 
 Ops = TypeVar("Ops")

@@ -11,7 +11,7 @@ import pytest
 from polymmu.machine import Machine, Mm
 from polymmu.mm import copy, rmap
 from polymmu.structs import EntryRun, mm_struct
-from tests.sanitize.random_work import Swapper, finished, machine, solo_run, timed_run
+from tests.sanitize.random_swapping import Swapper, finished, machine, solo_run, timed_run
 from tests.sanitize.test_random_work import MACHINES, FailOnce, found, nothing_found
 
 FEW = ("x86-pae", "ppc64", "s390")

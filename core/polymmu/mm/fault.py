@@ -257,13 +257,16 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
     if counted:
         get_page(kernel, old)
     pte_unlock(mm, ptep)
-    if vma.anon_vma is None:
-        anon_vma_prepare(vma)
-    new = _copy_of(kernel, old)
-    if new < 0:
+    try:
+        if vma.anon_vma is None:
+            anon_vma_prepare(vma)
+        new = _copy_of(kernel, old)
+        if new < 0:
+            raise _out_of_memory("a private copy")
+    except SyscallError:
         if counted:
             put_page(kernel, old)
-        raise _out_of_memory("a private copy")
+        raise
     pte_lock(mm, ptep)
     if read_pte(mm, ptep) != value:  # somebody else copied it, or it is gone
         pte_unlock(mm, ptep)
@@ -376,7 +379,10 @@ def _map_in_table(vma: vm_area_struct, pages: NDArray[np.uint64], write: bool) -
     if ptep < 0:
         return len(pages), 0
     if write and vma.anon_vma is None:
-        anon_vma_prepare(vma)
+        try:
+            anon_vma_prepare(vma)
+        except SyscallError:  # out of memory
+            return len(pages), 0
     span = entries_spanned(lowest, int(pages.max()) + layout.page_size, shift)
     slots = ((pages - np.uint64(lowest)) >> np.uint64(shift)).view(np.int64)
     empty = np.uint64(kernel.shape.pte.empty)

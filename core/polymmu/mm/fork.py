@@ -13,7 +13,7 @@ from polymmu.mm.commit import vm_acct_memory
 from polymmu.mm.copy import copy_page_range
 from polymmu.mm.mm import mm_alloc, mmput
 from polymmu.mm.pagecache import get_file
-from polymmu.mm.vma import anon_vma_fork, vma_copy, vma_link, vma_pages, vmas_of
+from polymmu.mm.vma import anon_vma_fork, remove_vma, vma_copy, vma_link, vma_pages, vmas_of
 from polymmu.structs import VM_ACCOUNT, VM_DONTCOPY, mm_struct
 
 __all__ = ["dup_mm"]
@@ -44,10 +44,14 @@ def _dup_mmap(child: mm_struct, mm: mm_struct) -> None:
     for vma in vmas_of(mm.mmap):
         if vma.vm_flags & VM_DONTCOPY:
             continue
-        if vma.vm_flags & VM_ACCOUNT:
-            vm_acct_memory(mm.kernel, vma_pages(vma))
         copy = vma_copy(vma, child)
-        anon_vma_fork(copy)
+        try:
+            anon_vma_fork(copy)
+            if vma.vm_flags & VM_ACCOUNT:
+                vm_acct_memory(mm.kernel, vma_pages(vma))
+        except SyscallError:
+            remove_vma(copy)
+            raise
         vma_link(copy, last, truncate_count=vma.vm_truncate_count)
         last = copy
         child.total_vm += vma_pages(copy)

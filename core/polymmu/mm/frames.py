@@ -103,14 +103,14 @@ def boot_free_frames(frames: Frames, cpus: int) -> FreeFrames:
 
 
 # ------------------------------------------------------------------ single frames and runs
-def alloc_page(kernel: AnyKernel, what: str, zero: bool = True) -> int:
+def alloc_page(kernel: AnyKernel, what: str, zero: bool = True, *, site: str = "") -> int:
     """One frame with one reference, or -1. ``what`` it is for: anon, file, table, gather, table_batch.
 
-    May sleep where there is a swap area.
-    It holds zeroes unless ``zero`` is False: then whatever its last owner left, where NONZERO says so.
+    May sleep where there is a swap area. It holds zeroes unless ``zero`` is False: then whatever its last owner left,
+    where NONZERO says so. ``site``: its name in fault injection, where ``what`` says too little.
     """
     free = kernel.free
-    if free.fail_next is not None and free.fail_next(what):
+    if free.fail_next is not None and free.fail_next(site or what):
         return -1
     cpu = kernel.sched.cpu.index
     top = free.nr[cpu]
@@ -251,13 +251,14 @@ def _push_range(free: FreeFrames, cpu: int, first: int, n: int) -> None:
 
 
 # ------------------------------------------------------------------ blocks
-def alloc_pages(kernel: AnyKernel, order: int, what: str) -> int:
+def alloc_pages(kernel: AnyKernel, order: int, what: str, *, site: str = "") -> int:
     """The first of 2**order zeroed frames, together aligned to their size, each with one reference; or -1.
 
-    Unless they are for a table they are one huge page: each frame says which is the first.
+    Unless they are for a table they are one huge page: each frame says which is the first. ``site``: as for
+    ``alloc_page``.
     """
     free = kernel.free
-    if free.fail_next is not None and free.fail_next(what):
+    if free.fail_next is not None and free.fail_next(site or what):
         return -1
     n = 1 << order
     first = _take_block(kernel, order)

@@ -181,7 +181,7 @@ def _own_page(vma: vm_area_struct, source: int = -1) -> int:
     """A new huge page with the bytes of ``source`` (-1: zeroes), or -1. May sleep."""
     kernel: ArchKernel = vma.vm_mm.kernel
     order = order_in(vma)
-    pfn = alloc_pages(kernel, order, "anon")
+    pfn = alloc_pages(kernel, order, "anon", site="huge")
     if pfn >= 0:
         kernel.sched.spend(kernel.description.costs.page_clear << order, "page")
         if source >= 0:
@@ -321,7 +321,7 @@ def copy_hugetlb_page_range(dst: mm_struct, src: mm_struct, vma: vm_area_struct)
             raise syscall_error(errno.ENOMEM, "no frame left for a child's page table")
         # Child's lock outside, parent's inside, as for small pages.
         dst.page_table_lock.lock()
-        src.page_table_lock.lock()
+        src.page_table_lock.lock(nested=True)
         value = read_pte(src, ptep)
         if not is_mapped(value):  # truncated meanwhile
             src.page_table_lock.unlock()

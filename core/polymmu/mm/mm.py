@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from functools import partial
 
-from polymmu.errors import syscall_error
+from polymmu.errors import SyscallError, syscall_error
 from polymmu.hardware.cpu import Cpu
 from polymmu.hooks import ArchKernel
 from polymmu.mm.commit import vm_unacct_vmas
@@ -31,13 +31,18 @@ __all__ = ["activate", "boot", "exit_mmap", "mm_alloc", "mmput"]
 
 def boot(kernel: ArchKernel) -> None:
     """Make the kernel's slabs and its own address space, which CPUs load when they run no program."""
-    sched = kernel.sched
+    sched, free = kernel.sched, kernel.free
+
+    def fails(slab: str) -> bool:
+        return free.fail_next is not None and free.fail_next(slab)
+
     i_mmap_lock = Spinlock if kernel.description.kernel.i_mmap_lock == "spin" else Mutex
     kernel.mms = Slab(
         "mm_struct",
         lambda slot: mm_struct(slot, kernel, RwSem(sched, "mmap_lock"), Spinlock(sched, "page_table_lock")),
+        fails,
     )
-    kernel.vmas = Slab("vm_area_struct", lambda slot: vm_area_struct(slot=slot))
+    kernel.vmas = Slab("vm_area_struct", lambda slot: vm_area_struct(slot=slot), fails)
     kernel.mappings = Slab(
         "address_space",
         lambda slot: address_space(
@@ -46,8 +51,9 @@ def boot(kernel: ArchKernel) -> None:
             Mutex(sched, "i_mutex"),
             Mutex(sched, "unmap_mutex"),
         ),
+        fails,
     )
-    kernel.anon_vmas = Slab("anon_vma", anon_vma)
+    kernel.anon_vmas = Slab("anon_vma", anon_vma, fails)
     boot_swap(kernel)
     if kernel.swap is not None:
         kernel.reclaim = partial(try_to_free_pages, kernel)
@@ -88,7 +94,11 @@ def mm_alloc(kernel: ArchKernel, like: mm_struct | None = None) -> mm_struct:
         mm.mmap_base, mm.free_area_cache = like.mmap_base, like.free_area_cache
         mm.cached_hole_size = like.cached_hole_size
         mm.start_brk, mm.brk, mm.start_stack = like.start_brk, like.brk, like.start_stack
-    kernel.ops.init_new_context(mm, like)
+    try:
+        kernel.ops.init_new_context(mm, like)
+    except SyscallError:
+        kernel.mms.free(mm)
+        raise
     mm.nr_tables = [0] * mm.layout.levels
     mm.pgd = kernel.ops.pgd_alloc(mm)
     if mm.pgd < 0:
@@ -127,18 +137,23 @@ def mmput(mm: mm_struct) -> None:
     kernel: ArchKernel = mm.kernel
     kernel.events.mm_call_begin(mm, "exit")
     kernel.sched.spend(kernel.description.costs.syscall, "syscall")
-    running = [cpu for cpu in kernel.cpus if kernel.active_mm[cpu.index] is mm]
-    for cpu in running:
+    for cpu in _having(mm):
         kernel.ops.enter_lazy_tlb(cpu, mm)
     exit_mmap(mm)
     if mm.exe_file is not None:
         put_file(kernel, mm.exe_file)
         mm.exe_file = None
     assert kernel.init_mm is not None
-    for cpu in running:
+    for cpu in _having(mm):  # asked again: others may have come to run there while this slept
         _switch(kernel, cpu, mm, kernel.init_mm)
     mmdrop(mm)
     kernel.events.mm_call_end(mm, "exit")
+
+
+def _having(mm: mm_struct) -> list[Cpu]:
+    """The CPUs that have ``mm`` loaded."""
+    kernel: ArchKernel = mm.kernel
+    return [cpu for cpu in kernel.cpus if kernel.active_mm[cpu.index] is mm]
 
 
 def exit_mmap(mm: mm_struct) -> None:

@@ -96,7 +96,7 @@ def find_or_read_page(kernel: AnyKernel, file: File, index: int) -> int:
         return found
     kernel.sched.might_sleep("reading a page")
     order = _order_of(kernel, mapping)
-    pfn = alloc_pages(kernel, order, "file") if order else alloc_page(kernel, "file")
+    pfn = alloc_pages(kernel, order, "file", site="huge") if order else alloc_page(kernel, "file")
     if pfn < 0:
         return -1
     if index in file.written:

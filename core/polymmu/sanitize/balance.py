@@ -53,6 +53,7 @@ def check_balance(kernel: ArchKernel, held: int | None = None) -> list[str]:
         left.append(f"{kernel.free.free} frames count as free, {free} have no holder")
     if sched.preempt_count:
         left.append(f"preemption is off {sched.preempt_count} times")
+    left += [f"interrupts are off on CPU {cpu.index}" for cpu in kernel.cpus if not cpu.interrupts_enabled]
     if sched.lockdep is not None:
         left += [f"{lock.name} held since {place}" for lock, place in sched.lockdep.held()]
     return left

@@ -4,8 +4,8 @@ All tables of all mms are read, when nobody is in the middle of changing one, an
 compared: ptes against mapcount and rss, tables against their number, file pages against the page cache and i_mmap.
 A look costs in proportion to what is mapped, so the next one waits until about as much work was done.
 
-Not judged: huge mappings, mappings of a driver's frames, and reference counts from above (who else holds a page is
-not written anywhere; the balance at the end shows it).
+Not judged: reference counts from above (who else holds a page is not written anywhere; the balance at the end shows
+it). Of a driver's frames nothing is counted; they must not be free.
 
 First reading: ``State.look``, ``_vma``.
 """
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from polymmu.hardware.cpu import Cpu
 from polymmu.hardware.entry import Field
 from polymmu.hardware.ram import FLAGS, INDEX, MAPCOUNT, MAPPING, REFCOUNT
-from polymmu.mm.tables import entries_in, format_of, read_ptes, table_runs
+from polymmu.hardware.scans import read_run
+from polymmu.mm.hugetlb import format_in, head_of
+from polymmu.mm.tables import entries_in, format_of, read_pte, read_ptes, table_runs
 from polymmu.mm.vma import linear_index, vma_pages
 from polymmu.sanitize.cached_kernels import dirty_frames
 from polymmu.sanitize.judge import Bench, Judge
@@ -57,6 +59,8 @@ class State(Judge):
         self.looks = 0
         self._out = np.empty(STORED, dtype=np.int64)
         self._frames = self.kernel.frames.table.reshape(-1)
+        self._roots: dict[tuple[int, int], tuple[list[tuple[int, int]], Pfns]] = {}
+        """By levels and size of an address space: what the entries of its root cover, and their indices."""
         self._work = 0
         self._cost = 0
         self._last = bench.now("the last look found nothing")
@@ -86,7 +90,7 @@ class State(Judge):
     def before_invalidate(self, cpu: Cpu) -> None:
         frames = self.kernel.frames
         mm = self.kernel.active_mm[cpu.index]
-        if self.kernel.shape.pte.dirty is None or mm is None or not mm.mm_users or mm.serial != cpu.space:
+        if mm is None or not mm.mm_users or mm.serial != cpu.space:
             return
         found = dirty_frames(
             cpu.words, self._frames, frames.page_shift, frames.count, PG_CACHE, PG_DIRTY, self._out
@@ -116,23 +120,20 @@ class State(Judge):
         found: list[Pfns] = []
         dirty: list[Pfns] = []
         private: list[Pfns] = []
-        huge = False
         for mm in self._running():
             self._tables(mm)
             anon = files = 0
             for vma in mm.vmas.values():
-                if vma.huge_size or vma.vm_flags & VM_PFNMAP:
-                    huge = True
-                    continue
-                mapped = self._vma(vma, found, dirty, private)
+                judge = self._huge if vma.huge_size else self._vma
+                mapped = judge(vma, found, dirty, private)
                 anon, files = anon + mapped[0], files + mapped[1]
-            if not huge and (anon, files) != (mm.anon_rss, mm.file_rss):
+            if (anon, files) != (mm.anon_rss, mm.file_rss):
                 self._tell(
                     "INV-REF",
                     f"mm {mm.serial} counts {mm.anon_rss} anonymous and {mm.file_rss} file pages, "
                     f"its tables map {anon} and {files}",
                 )
-        self._counts(_joined(found), _joined(private), huge)
+        self._counts(_joined(found), _joined(private))
         self._committed()
         check_swap(self.kernel, self._running(), self._tell)
         self._dirt(set(_joined(dirty).tolist()))
@@ -153,7 +154,7 @@ class State(Judge):
         reached = [0] * layout.levels
         own = self.bench.own_tables.get(mm.serial, set())
         excused = self.kernel.variants.free_pgtables.leaves_tables
-        todo = [(0, mm.pgd, self.kernel.shape.limits.first_user_address, mm.task_size)]
+        todo = [(0, mm.pgd, low, high) for low, high in self._used_of_root(mm)]
         while todo:
             level, table, low, high = todo.pop()
             for _, value, start, _ in entries_in(mm, level, table, low, high):
@@ -161,6 +162,8 @@ class State(Judge):
                 if value & format.leaf_mask:
                     continue
                 child = format.table_of(value)
+                if value != format.of_table(child):  # it leads to huge pages, in an arch's own way
+                    continue
                 base = start & -layout.span_of(level)
                 end = base + layout.span_of(level)
                 vma = _vma_in(mm, base, end)
@@ -179,6 +182,23 @@ class State(Judge):
         if reached[-1] > mm.nr_tables[layout.pte_level]:
             self._tell("INV-REF", f"mm {mm.serial} counts {mm.nr_tables} tables, {reached} can be reached")
 
+    def _used_of_root(self, mm: mm_struct) -> list[tuple[int, int]]:
+        """What each entry of the root that is not empty covers. All are read at once: most are empty."""
+        layout = mm.layout
+        shape = layout.levels, mm.task_size
+        known = self._roots.get(shape)
+        if known is None:
+            spans, addr = [], self.kernel.shape.limits.first_user_address
+            while addr != mm.task_size:
+                spans.append((addr, self.kernel.ops.pgd_addr_end(mm, addr, mm.task_size)))
+                addr = spans[-1][1]
+            known = self._roots[shape] = spans, np.array([layout.index_of(0, addr) for addr, _ in spans])
+        spans, indices = known
+        width, order = layout.entry_bytes[0], self.kernel.shape.byte_order
+        values = read_run(self.kernel.ram, mm.pgd, width, order, layout.entries_of(0))
+        used = np.flatnonzero(values[indices] != np.uint64(format_of(mm, 0).empty))
+        return [spans[n] for n in used.tolist()]
+
     def _vma(
         self, vma: vm_area_struct, found: list[Pfns], dirty: list[Pfns], private: list[Pfns]
     ) -> tuple[int, int]:
@@ -187,24 +207,30 @@ class State(Judge):
         shape, frames = self.kernel.shape, self.kernel.frames
         shift = mm.layout.page_shift
         pte = shape.pte
-        mapping = vma.vm_file.mapping if vma.vm_file is not None else None
         nonlinear = bool(vma.vm_flags & VM_NONLINEAR)
-        if mapping is not None and not _is_listed(mapping, vma):
-            self._tell("INV-RMAP", f"vma at {vma.vm_start:#x} of mm {mm.serial} is not in its file's i_mmap")
+        mapping = self._mapping(vma)
         total = anon_total = 0
         for ptep, addr, stop in table_runs(mm, vma.vm_start, vma.vm_end):
             values = read_ptes(mm, ptep, (stop - addr) >> shift)
             at = np.flatnonzero(pte.mapped_in(values))
+            if not len(at):
+                continue
             values = values[at]
             pfns: Pfns = ((values & np.uint64(pte.frame_mask)) >> np.uint64(shape.pfn_shift)).view(np.int64)
             inside = pfns < frames.count
             at, values, pfns = at[inside], values[inside], pfns[inside]
             flags = frames.table[FLAGS, pfns]
+            if vma.vm_flags & VM_PFNMAP:
+                gone = frames.table[REFCOUNT, pfns] == 0
+                self._each(vma, "INV-TLB", addr, at[gone], "a driver's page is mapped, and free")
+                continue
             counted = flags & PG_RESERVED == 0
             at, values, pfns, flags = at[counted], values[counted], pfns[counted], flags[counted]
             anon = flags & PG_ANON != 0
             total += len(pfns)
             anon_total += int(np.count_nonzero(anon))
+            if vma.anon_vma is None:
+                self._each(vma, "INV-RMAP", addr, at[anon], "an anonymous page, and its vma has no anon_vma")
             found.append(pfns)
             if pte.dirty is not None:
                 dirty.append(pfns[_has(values, pte.dirty)])
@@ -233,12 +259,59 @@ class State(Judge):
                 self._each(vma, "INV-REF", addr, at[~anon], "a page that is not anonymous is mapped")
         return anon_total, total - anon_total
 
+    def _mapping(self, vma: vm_area_struct) -> address_space | None:
+        """What ``vma`` maps, which must know of it."""
+        if vma.vm_file is None:
+            return None
+        mapping = vma.vm_file.mapping
+        if not _is_listed(mapping, vma):
+            self._tell(
+                "INV-RMAP", f"vma at {vma.vm_start:#x} of mm {vma.vm_mm.serial} is not in its file's i_mmap"
+            )
+        return mapping
+
+    def _huge(
+        self, vma: vm_area_struct, found: list[Pfns], dirty: list[Pfns], private: list[Pfns]
+    ) -> tuple[int, int]:
+        """``_vma`` for huge pages: each is counted by its first frame, and in base pages where rss is meant."""
+        mm, size, frames = vma.vm_mm, vma.huge_size, self.kernel.frames
+        format, shift = format_in(vma), mm.layout.page_shift
+        mapping = self._mapping(vma)
+        pages = {True: 0, False: 0}
+        for addr in range(vma.vm_start, vma.vm_end, size):
+            ptep = self.kernel.ops.huge_pte_offset(mm, addr, size)
+            value = read_pte(mm, ptep) if ptep >= 0 else format.empty
+            if not format.is_mapped(value):
+                continue
+            pfn = head_of(vma, value)
+            head = np.array((pfn,), dtype=np.int64)
+            anon = bool(frames.flags[pfn] & PG_ANON)
+            pages[anon] += size >> shift
+            found.append(head)
+            if format.dirty is not None and format.dirty.test(value):
+                dirty.append(head)
+            what = ""
+            if not vma.vm_flags & VM_SHARED and format.write.test(value):
+                private.append(head)
+                what = "" if anon else "INV-COW: a huge page of a file is writable in a private vma"
+            if mapping is not None and not anon:
+                assert vma.vm_file is not None
+                index = vma.vm_pgoff + ((addr - vma.vm_start) >> shift)
+                if (frames.mapping[pfn], frames.index[pfn]) != (mapping.slot + 1, index):
+                    what = "INV-TRUNC: a huge page is mapped that its file does not have"
+                elif index << shift >= vma.vm_file.size:
+                    what = "INV-TRUNC: a huge page beyond the end of the file is mapped"
+            if what:
+                invariant, _, text = what.partition(": ")
+                self._tell(invariant, f"{text}: {addr:#x} of mm {mm.serial}")
+        return pages[True], pages[False]
+
     def _each(self, vma: vm_area_struct, invariant: str, addr: int, at: NDArray[np.int64], text: str) -> None:
         if len(at):
             va = addr + (int(at[0]) << vma.vm_mm.layout.page_shift)
             self._tell(invariant, f"{text}: {va:#x} of mm {vma.vm_mm.serial}")
 
-    def _counts(self, mapped: Pfns, private: Pfns, huge: bool) -> None:
+    def _counts(self, mapped: Pfns, private: Pfns) -> None:
         """INV-REF: mapcount is the number of ptes, references are no fewer. INV-COW: writable means unshared."""
         frames = self.kernel.frames
         pfns, ptes = np.unique(mapped, return_counts=True)
@@ -249,10 +322,9 @@ class State(Judge):
         cached = (frames.table[FLAGS, pfns] & PG_CACHE != 0).astype(np.int64)
         for pfn, n, count in _first(held < ptes + cached, pfns, ptes + cached, held):
             self._tell("INV-REF", f"frame {pfn} has {n} users and {count} references")
-        if not huge:
-            claimed = np.flatnonzero(frames.table[MAPCOUNT, : self.kernel.free.bump])
-            for pfn in np.setdiff1d(claimed, pfns)[:1].tolist():
-                self._tell("INV-REF", f"frame {pfn} counts {frames.mapcount[pfn]} ptes, none maps it")
+        claimed = np.flatnonzero(frames.table[MAPCOUNT, : self.kernel.free.bump])
+        for pfn in np.setdiff1d(claimed, pfns)[:1].tolist():
+            self._tell("INV-REF", f"frame {pfn} counts {frames.mapcount[pfn]} ptes, none maps it")
         shared = np.intersect1d(private, pfns[ptes > 1])
         for pfn in shared[:1].tolist():
             self._tell(
@@ -278,13 +350,18 @@ class State(Judge):
             flags = frames.flags[pfn]
             if frames.generation[pfn] != generation or flags & PG_DIRTY:
                 del self.stored[pfn]
-            elif flags & PG_CACHE and pfn not in dirty and not self._is_huge(pfn):
+            elif flags & PG_CACHE and pfn not in dirty and not self._noted_elsewhere(pfn):
                 del self.stored[pfn]
                 self.bench.tell("INV-DIRTY", when, f"frame {pfn} is clean in its page and in every pte")
 
-    def _is_huge(self, pfn: int) -> bool:
+    def _noted_elsewhere(self, pfn: int) -> bool:
+        """Whether the entries of a page have no dirty bit: its storage key tells, until its last entry goes."""
+        shape = self.kernel.shape
         host = self.kernel.mappings.objects[self.kernel.frames.mapping[pfn] - 1].host
-        return host is not None and host.huge_size > 0
+        size = host.huge_size if host is not None else 0
+        if size:
+            return shape.huge_formats[size].dirty is None
+        return shape.pte.dirty is None and self.kernel.frames.mapcount[pfn] > 0
 
 
 def _has(values: NDArray[np.uint64], field: Field) -> NDArray[np.bool_]:

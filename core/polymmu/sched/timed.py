@@ -58,6 +58,8 @@ class Task:
     waits_for: object = None
     preempt_count: int = 0
     preempt_since: int = 0
+    asker: Task | None = None
+    """Whom it is interrupted for, if it is."""
     glet: greenlet | None = None
 
 
@@ -83,7 +85,8 @@ class Grace:
 
 @attrs.define(eq=False)
 class Slot:
-    """What one CPU is doing. ``in_user``: it runs user code, which holds no reader."""
+    """What one CPU is doing. ``in_user``: it runs user code, which holds no reader; ``user_until``: for so long at
+    least, as far as anybody knows."""
 
     index: int
     order: float
@@ -94,6 +97,7 @@ class Slot:
     pending: list[Call] = attrs.field(factory=list)
     slice_end: int = 0
     in_user: bool = False
+    user_until: int = 0
 
 
 class TimedSched(Sched):
@@ -308,19 +312,44 @@ class TimedSched(Sched):
         if task.switched_to is not None:
             task.switched_to()
 
-    def user(self, work: Callable[[], int]) -> None:
-        """Run user code: ``work`` does some of it and returns the cycles it took."""
-        slot = self._slots[self.cpu.index]
+    def user(self, work: Callable[[], int], more: int = 0) -> None:
+        """Run user code: ``work`` does some of it and returns the cycles that go on without memory.
+
+        Those pass up to the next event, and on when others have had their turn: no interrupt waits for their end.
+        ``more``: cycles for which others need not expect anything but more of the same.
+        """
+        slot, clock = self._slots[self.cpu.index], self.clock
         slot.in_user = True
         self._quiescent(slot)
         try:
-            cycles = work()
+            end = work() + clock[slot.index]
+            while True:
+                slot.user_until = end + more
+                now = clock[slot.index] = min(end, max(clock[slot.index] + 1, self.next_event()))
+                self.point("user", None)
+                if self.need_resched():
+                    slot.in_user = False
+                    self.cond_resched()
+                    slot.in_user = True
+                if now == end:
+                    return
+                end += clock[slot.index] - now  # of interrupts and of others, not of this
         finally:
             slot.in_user = False
-        self.clock[slot.index] += cycles
-        self.point("user", None)
-        if self.need_resched():
-            self.cond_resched()
+
+    def next_event(self) -> int:
+        """When something happens next that this CPU's user code might notice: an interrupt of its own, or, just
+        passed, another CPU's next step in the kernel. ``NEVER``: nobody else can run."""
+        me = self._slots[self.cpu.index]
+        at = NEVER
+        if me.pending and self.cpu.interrupts_enabled:
+            at = me.pending[0].due
+        for slot in self._slots:
+            if slot is not me:
+                other = max(slot.user_until, self.clock[slot.index]) if slot.in_user else self._next(slot)
+                if other < at:
+                    at = other + 1
+        return at
 
     def trap(self, handler: Callable[[], None]) -> None:
         """Run kernel code that user code, inside ``user``, trapped into."""
@@ -423,11 +452,12 @@ class TimedSched(Sched):
             call = slot.pending.pop(0)
             task = self.context
             state, waits_for = task.state, task.waits_for
-            task.state, task.waits_for = "running", None
+            task.state, task.waits_for, task.asker = "running", None, call.sender
             cpu.interrupts_enabled = False
             self.spend(call.cost, "ipi")
             call.function(cpu)
             cpu.interrupts_enabled = True
+            task.asker = None
             if task.state == "running":
                 task.state, task.waits_for = state, waits_for
             if call.sender is not None:
