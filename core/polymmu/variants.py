@@ -17,6 +17,7 @@ from polymmu.description.model import KernelChoice
 from polymmu.errors import PluginMistake, UserMistake
 from polymmu.hooks import ArchKernel
 from polymmu.mm.gather import LinkedGather
+from polymmu.mm.ptlock import SplitTableLocks
 from polymmu.plugins import installed, load, suggestion
 
 __all__ = ["GROUP", "VARIANTS", "Variants", "chosen", "hookimpl"]
@@ -25,7 +26,10 @@ GROUP = "polymmu.plugin"
 hookspec = pluggy.HookspecMarker("polymmu_variants")
 hookimpl = pluggy.HookimplMarker("polymmu_variants")
 
-VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {"gather": {"linked": LinkedGather}}
+VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
+    "gather": {"linked": LinkedGather},
+    "page_table_lock": {"split": SplitTableLocks},
+}
 """The core's own, by axis and name."""
 
 
@@ -46,6 +50,7 @@ class Variants:
     """One machine's, each made and ready."""
 
     gather: LinkedGather
+    page_table_lock: SplitTableLocks
 
 
 def chosen(kernel: ArchKernel) -> Variants:

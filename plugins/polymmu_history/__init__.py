@@ -7,11 +7,15 @@ from typing import Any
 
 from polymmu.variants import hookimpl
 from polymmu_history.gather import PercpuGather, StackGather
+from polymmu_history.ptlock import MmTableLock
 
-__all__ = ["PercpuGather", "StackGather", "kernel_variants"]
+__all__ = ["MmTableLock", "PercpuGather", "StackGather", "kernel_variants"]
 
 
 @hookimpl
 def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
-    """The generations of the gather."""
-    return {"gather": {"percpu": PercpuGather, "stack": StackGather}}
+    """By axis and name."""
+    return {
+        "gather": {"percpu": PercpuGather, "stack": StackGather},
+        "page_table_lock": {"mm": MmTableLock},
+    }

@@ -13,7 +13,16 @@ from __future__ import annotations
 import numpy as np
 
 from polymmu.hooks import ArchKernel
-from polymmu.mm.tables import alloc_entry, find_entry, format_of, pte_lock, pte_unlock, read_entry, table_at
+from polymmu.mm.tables import (
+    alloc_entry,
+    find_entry,
+    format_of,
+    pte_lock,
+    pte_lock_second,
+    pte_unlock,
+    pte_unlock_second,
+    read_entry,
+)
 from polymmu.structs import mm_struct, vm_area_struct
 
 __all__ = ["move_page_tables"]
@@ -124,8 +133,8 @@ def _move_ptes(
     kernel.events.entries_visited(mm, "move", n)
     kernel.sched.spend(kernel.description.costs.entry_update * n, "move")
     ptep = find_entry(mm, old)
-    ops.pte_map(mm, table_at(mm, into))
-    pte_lock(mm, ptep)
+    pte_lock(mm, into)
+    pte_lock_second(mm, ptep, into)
     ops.enter_lazy_mmu(mm)
     values = ops.ptep_get_and_clear(mm, old, ptep, n, None)
     present = np.flatnonzero(values != np.uint64(kernel.shape.pte.empty))
@@ -136,5 +145,5 @@ def _move_ptes(
         kernel.events.entries_changed(mm, old, old + extent, len(present), "clear")
         ops.flush_tlb_range(vma, old, old + extent)
     ops.leave_lazy_mmu(mm)
-    pte_unlock(mm, ptep)
-    ops.pte_unmap(mm, table_at(mm, into))
+    pte_unlock_second(mm, ptep, into)
+    pte_unlock(mm, into)
