@@ -7,6 +7,7 @@ exceptions. Nothing here is an algorithm.
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,9 +33,10 @@ from polymmu.mm import mm as mm_life
 from polymmu.mm import mmap as mm_mmap
 from polymmu.mm import mprotect as mm_mprotect
 from polymmu.mm import mremap as mm_mremap
-from polymmu.mm import pagecache, truncate
+from polymmu.mm import notifier, pagecache, truncate
 from polymmu.mm import vma as vmas
 from polymmu.mm.frames import put_compound_page
+from polymmu.mm.secondary_mmu import SecondaryMmu
 from polymmu.registry import Arch
 from polymmu.report import SCHEMA, Counters, Report
 from polymmu.sanitize.flushes import FlushAudit
@@ -52,7 +54,7 @@ from polymmu.structs import (
     mm_struct,
 )
 
-__all__ = ["CpuHandle", "Machine", "Mm"]
+__all__ = ["CpuHandle", "DeviceHandle", "Machine", "Mm"]
 
 RIGHTS = {"r": VM_READ, "w": VM_WRITE, "x": VM_EXEC}
 ACCESS_OF_RIGHT = {"r": "load", "w": "store", "x": "fetch"}
@@ -359,6 +361,40 @@ class FileHandle:
             pagecache.put_file(self.machine.kernel, self.file)
 
 
+class DeviceHandle:
+    """A device that uses a program's addresses, as a user holds it (``Mm.attach_device``)."""
+
+    def __init__(self, machine: Machine, mmu: SecondaryMmu) -> None:
+        self.machine = machine
+        self.mmu = mmu
+
+    def _enter(self) -> SecondaryMmu:
+        """The device, with the kernel on the CPU that serves it."""
+        self.machine.kernel.sched.cpu = self.machine.running_cpu(self.mmu.mm)
+        return self.mmu
+
+    def load(self, va: int, size: int) -> bytes:
+        """Read ``size`` bytes at ``va``, as the device sees them. Raises SegmentationFault, SyscallError."""
+        return b"".join([self._enter().load(at, n) for at, n in self._pieces(va, size)])
+
+    def store(self, va: int, data: bytes) -> None:
+        """Write ``data`` at ``va``. Raises SegmentationFault, SyscallError."""
+        for at, n in self._pieces(va, len(data)):
+            self._enter().store(at, data[at - va : at - va + n])
+
+    def detach(self) -> None:
+        """Forget everything of the address space; nothing to do where that has gone."""
+        mm = self._enter().mm
+        if mm is not None:
+            notifier.mmu_notifier_unregister(mm, self.mmu)
+
+    def _pieces(self, va: int, size: int) -> list[tuple[int, int]]:
+        """The parts of [va, va + size) in one page each."""
+        page, end = self.machine.page_size, _address(va) + size
+        cuts = [va, *range(va // page * page + page, end, page), end]
+        return [(at, stop - at) for at, stop in itertools.pairwise(cuts)]
+
+
 class Mm:
     """An address space as a user holds it: system calls in Python's words."""
 
@@ -462,6 +498,16 @@ class Mm:
         ``write``: to be stored to. Raises SegmentationFault, SyscallError.
         """
         return mm_gup.get_user_pages_fast(self._enter(), _address(addr), write)
+
+    def attach_device(self, *, sleeps: bool = False) -> DeviceHandle:
+        """A device that uses this address space beside the CPUs, through translations of its own.
+
+        ``sleeps``: it takes its time to stop using a range, so it must not be asked below a spinlock.
+        """
+        mm = self._enter()
+        mmu = SecondaryMmu(mm, sleeps=sleeps)
+        notifier.mmu_notifier_register(mm, mmu)
+        return DeviceHandle(self.machine, mmu)
 
     def put(self, pfn: int) -> None:
         """Give back a frame that ``gup_fast`` gave; also after this address space has exited."""

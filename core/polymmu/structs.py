@@ -281,7 +281,8 @@ class mm_struct:
     ``pgd``: physical address of the root table. ``layout``: its shape (an arch may grow it at run time).
     ``vmas``: start address -> vma, ordered. Counters as in Linux: ``map_count`` vmas, ``total_vm`` pages
     mapped by vmas, ``anon_rss`` / ``file_rss`` pages present, ``nr_tables[level]`` live tables below the root
-    by level. ``cpu_mask``: CPUs whose TLB may hold translations of it. ``context``: the arch's own state.
+    by level. ``cpu_mask``: CPUs whose TLB may hold translations of it. ``notifiers``: who else has (``mm.notifier``).
+    ``context``: the arch's own state.
     """
 
     slot: int
@@ -312,6 +313,7 @@ class mm_struct:
     mm_count: int = 0
     cpu_mask: int = 0
     tlb_flush_pending: int = 0
+    notifiers: list[Any] = attrs.field(factory=list)
     exe_file: File | None = None
     context: Any = None
     last_cpu: int = 0
@@ -409,3 +411,5 @@ class Kernel(Generic[Ops]):
     """A run of one entry to hand to ``set_pte`` at a fault; making an array each time took 4 % of one."""
     active_mm: list[mm_struct | None] = attrs.field(factory=list)
     """Per CPU: the mm whose tables it has loaded."""
+    secondary_mmus: list[Any] = attrs.field(factory=list)
+    """Devices with translations of their own (``mm.secondary_mmu``)."""

@@ -31,6 +31,11 @@ from polymmu.mm.frames import (
     put_page,
 )
 from polymmu.mm.hugetlb import hugetlb_fault, populate_huge
+from polymmu.mm.notifier import (
+    mmu_notifier_invalidate_range,
+    mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_start,
+)
 from polymmu.mm.pagecache import find_or_read_page, is_cached_at
 from polymmu.mm.tables import (
     alloc_entry,
@@ -248,15 +253,19 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
         if counted:
             put_page(kernel, old)
         raise _out_of_memory("a private copy")
+    end = page + mm.layout.page_size
+    mmu_notifier_invalidate_range_start(mm, page, end)
     pte_lock(mm, ptep)
     if read_pte(mm, ptep) != value:  # somebody else copied it, or it is gone
         pte_unlock(mm, ptep)
+        mmu_notifier_invalidate_range_end(mm, page, end)
         put_page(kernel, new)
         if counted:
             put_page(kernel, old)
         return "minor"
-    kernel.events.entries_changed(mm, page, page + mm.layout.page_size, 1, "replace")
+    kernel.events.entries_changed(mm, page, end, 1, "replace")
     ops.ptep_clear_flush(vma, page, ptep, 1)
+    mmu_notifier_invalidate_range(mm, page, end)
     _new_anon(kernel, mm, new)
     _enter(kernel, vma, page, ptep, new, True)
     if counted:
@@ -266,6 +275,7 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
         else:
             mm.file_rss -= 1
     pte_unlock(mm, ptep)
+    mmu_notifier_invalidate_range_end(mm, page, end)
     if counted:
         put_page(kernel, old)  # what the old pte held
         put_page(kernel, old)  # what we took above

@@ -15,6 +15,7 @@ from polymmu.hooks import ArchKernel
 from polymmu.mm.frames import lru_add_drain
 from polymmu.mm.gather import tlb_finish_mmu, tlb_gather_mmu
 from polymmu.mm.grab import mmdrop, mmgrab
+from polymmu.mm.notifier import mmu_notifier_release
 from polymmu.mm.pagecache import put_file
 from polymmu.mm.pgtables import free_pgtables
 from polymmu.mm.vma import remove_vma, vmas_of
@@ -142,6 +143,7 @@ def exit_mmap(mm: mm_struct) -> None:
     first user address are the arch's own.
     """
     kernel: ArchKernel = mm.kernel
+    mmu_notifier_release(mm)
     first = mm.mmap
     lru_add_drain(kernel)
     kernel.ops.flush_cache_mm(mm)

@@ -18,6 +18,7 @@ from polymmu.mm.calls import mm_call
 from polymmu.mm.fault import populate as populate_vma
 from polymmu.mm.frames import lru_add_drain
 from polymmu.mm.gather import tlb_finish_mmu, tlb_gather_mmu
+from polymmu.mm.notifier import mmu_notifier_invalidate_range_end, mmu_notifier_invalidate_range_start
 from polymmu.mm.pagecache import new_file, put_file
 from polymmu.mm.pgtables import free_pgtables
 from polymmu.mm.unmapped_area import (
@@ -248,10 +249,12 @@ def _unmap_region(
     ceiling = following.vm_start if following is not None else 0
     lru_add_drain(kernel)  # a pagevec's reference would keep fresh pages beyond the unmap
     update_hiwater_rss(mm)
+    mmu_notifier_invalidate_range_start(mm, start, end)
     tlb = tlb_gather_mmu(mm)
     unmap_vmas(tlb, first, start, end)
     free_pgtables(tlb, first, floor, ceiling)
     tlb_finish_mmu(tlb, start, end)
+    mmu_notifier_invalidate_range_end(mm, start, end)
 
 
 # ------------------------------------------------------------------------ brk

@@ -14,6 +14,11 @@ from polymmu.hooks import ArchKernel
 from polymmu.mm.calls import mm_call
 from polymmu.mm.hugetlb import change_huge_protection
 from polymmu.mm.mmap import page_align
+from polymmu.mm.notifier import (
+    mmu_notifier_invalidate_range,
+    mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_start,
+)
 from polymmu.mm.protect import change_protection
 from polymmu.mm.vma import VM_RIGHTS, find_vma, set_vma_flags, split_vma, vma_merge
 from polymmu.structs import mm_struct, vm_area_struct
@@ -60,5 +65,8 @@ def _fix_up(vma: vm_area_struct, start: int, end: int, vm_flags: int) -> None:
         set_vma_flags(vma, vm_flags)
         holder = vma
     change = change_huge_protection if holder.huge_size else change_protection
+    mmu_notifier_invalidate_range_start(mm, start, end)
     change(holder, start, end, holder.vm_page_prot)
     kernel.ops.flush_tlb_range(holder, start, end)
+    mmu_notifier_invalidate_range(mm, start, end)
+    mmu_notifier_invalidate_range_end(mm, start, end)

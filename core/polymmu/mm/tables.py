@@ -4,7 +4,8 @@ A walk goes from ``mm.pgd`` down, one entry per level, until the level that is a
 physical address of an entry, never its value, for the value may change until the table lock is held.
 
 The lock of ptes is taken by ``pte_lock`` alone; which one that is, the machine file says (``mm.ptlock``). The levels
-above are under ``mm.page_table_lock``. Making a table may sleep, so it happens without a lock; whoever finds the entry filled meanwhile gives its own table back (A8.7).
+above are under ``mm.page_table_lock``. Making a table may sleep, so it happens without a lock; whoever finds the
+entry filled meanwhile gives its own table back (A8.7).
 
 First reading: ``find_entry``, ``alloc_entry``, ``pte_lock``.
 """
