@@ -88,6 +88,7 @@ class Machine:
             programs = [UserCode(cpu, sched, cycles_of) for cpu in self.kernel.cpus]
             self.vectors = TimedVectors(self.kernel, programs)
             accesses = programs
+            sched.went_idle = partial(mm_life.enter_lazy_tlb, self.kernel)
         for cpu in self.kernel.cpus:
             cpu.vectors = self.vectors
             cpu.watcher = self.flushes
@@ -220,6 +221,7 @@ class Machine:
             self._timed().run()
         finally:
             self._programs.clear()
+        mm_life.leave_lazy_tlb(self.kernel)
 
     def task_uses(self, cpu: CpuHandle, mm: Mm) -> None:
         """The task that calls this runs in ``mm`` from now on; ``cpu`` must be its own."""

@@ -411,5 +411,7 @@ class Kernel(Generic[Ops]):
     """A run of one entry to hand to ``set_pte`` at a fault; making an array each time took 4 % of one."""
     active_mm: list[mm_struct | None] = attrs.field(factory=list)
     """Per CPU: the mm whose tables it has loaded."""
+    lazy: int = 0
+    """CPUs that keep ``active_mm`` loaded although nobody there runs in it: idle, or in a kernel thread."""
     secondary_mmus: list[Any] = attrs.field(factory=list)
     """Devices with translations of their own (``mm.secondary_mmu``)."""

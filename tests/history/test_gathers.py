@@ -198,6 +198,7 @@ def unmap_4000_pages(name: str, choice: dict[str, Any]) -> dict[str, Any]:
         mm.munmap(addr, 4000 * page)
 
     def other() -> None:
+        machine.work(machine.kernel.sched.clock[0])  # the mapping was made on CPU 0
         for _ in range(1000):
             machine.work(100)
 

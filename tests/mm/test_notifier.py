@@ -92,7 +92,7 @@ def test_a_change_begins_after_the_start_and_the_end_comes_after_the_flush(call:
 
 
 def test_fork_tells_of_the_whole_mm_once() -> None:
-    machine, mm, _, log = watched()
+    _, mm, _, log = watched()
     child = mm.fork()
     assert [each for each in log.told if each[0] in ("start", "end", "flush")] == [
         ("start", 0, 0),
@@ -204,7 +204,7 @@ def test_what_was_looked_up_around_an_invalidation_is_not_entered(
     mm, device, at = with_device(machine)
     mmu = device.mmu
     do = {"start": mmu.invalidate_range_start, "end": mmu.invalidate_range_end}
-    find = secondary_mmu.get_user_pages
+    find: Callable[[mm_struct, int, bool], int] = vars(secondary_mmu)["get_user_pages"]
 
     def found(of: mm_struct, addr: int, write: bool) -> int:
         pfn = find(of, addr, write)

@@ -35,7 +35,8 @@ def get_user_pages_fast(mm: mm_struct, addr: int, write: bool = False) -> int:
     """
     kernel: ArchKernel = mm.kernel
     cpu = kernel.sched.cpu
-    if kernel.active_mm[cpu.index] is mm and kernel.ops.gup_fast_begin(cpu, mm):
+    runs_it = kernel.active_mm[cpu.index] is mm and not kernel.lazy >> cpu.index & 1
+    if runs_it and kernel.ops.gup_fast_begin(cpu, mm):
         pfn = _walk(mm, addr, write)
         kernel.ops.gup_fast_end(cpu, mm)
         if pfn >= 0:

@@ -24,7 +24,7 @@ from polymmu.sched.locks import Mutex, RwSem, Spinlock
 from polymmu.slab import Slab
 from polymmu.structs import address_space, anon_vma, mm_struct, vm_area_struct
 
-__all__ = ["activate", "boot", "exit_mmap", "mm_alloc", "mmput"]
+__all__ = ["activate", "boot", "enter_lazy_tlb", "exit_mmap", "leave_lazy_tlb", "mm_alloc", "mmput"]
 
 
 def boot(kernel: ArchKernel) -> None:
@@ -99,6 +99,9 @@ def activate(kernel: ArchKernel, cpu: Cpu, mm: mm_struct) -> None:
     prev = kernel.active_mm[cpu.index]
     mm.last_cpu = cpu.index
     if prev is mm:
+        if kernel.lazy >> cpu.index & 1:
+            kernel.lazy &= ~(1 << cpu.index)
+            kernel.ops.switch_mm(cpu, mm, mm)
         return
     kernel.sched.spend(kernel.description.costs.context_switch, "context_switch")
     _switch(kernel, cpu, prev, mm)
@@ -106,6 +109,7 @@ def activate(kernel: ArchKernel, cpu: Cpu, mm: mm_struct) -> None:
 
 def _switch(kernel: ArchKernel, cpu: Cpu, prev: mm_struct | None, mm: mm_struct) -> None:
     kernel.sched.preempt_disable()
+    kernel.lazy &= ~(1 << cpu.index)
     kernel.ops.switch_mm(cpu, prev, mm)
     kernel.active_mm[cpu.index] = mm
     mmgrab(mm)
@@ -114,8 +118,32 @@ def _switch(kernel: ArchKernel, cpu: Cpu, prev: mm_struct | None, mm: mm_struct)
         mmdrop(prev)
 
 
+def enter_lazy_tlb(kernel: ArchKernel, cpu: Cpu) -> None:
+    """``cpu`` goes idle, or on with a kernel thread: it keeps what it has loaded, and comes back to it cheaply."""
+    mm = kernel.active_mm[cpu.index]
+    if mm is not None:
+        kernel.lazy |= 1 << cpu.index
+        kernel.ops.enter_lazy_tlb(cpu, mm)
+
+
+def leave_lazy_tlb(kernel: ArchKernel) -> None:
+    """No more task is to come: each lazy CPU goes back to its mm, or to the kernel's own if that one is dead."""
+    assert kernel.init_mm is not None
+    for cpu in kernel.cpus:
+        mm = kernel.active_mm[cpu.index]
+        if kernel.lazy >> cpu.index & 1 and mm is not None:
+            if mm.mm_users:
+                activate(kernel, cpu, mm)
+            else:
+                _switch(kernel, cpu, mm, kernel.init_mm)
+
+
 def mmput(mm: mm_struct) -> None:
-    """One user less; after the last one nothing is mapped, and no CPU has the mm loaded."""
+    """One user less; after the last one nothing is mapped.
+
+    CPUs that have the mm loaded keep it lazily, and with it the struct and the root table, until they have something
+    else to run; where no tasks run, at once.
+    """
     mm.mm_users -= 1
     if mm.mm_users:
         return
@@ -124,14 +152,15 @@ def mmput(mm: mm_struct) -> None:
     kernel.sched.spend(kernel.description.costs.syscall, "syscall")
     running = [cpu for cpu in kernel.cpus if kernel.active_mm[cpu.index] is mm]
     for cpu in running:
-        kernel.ops.enter_lazy_tlb(cpu, mm)
+        enter_lazy_tlb(kernel, cpu)
     exit_mmap(mm)
     if mm.exe_file is not None:
         put_file(kernel, mm.exe_file)
         mm.exe_file = None
     assert kernel.init_mm is not None
-    for cpu in running:
-        _switch(kernel, cpu, mm, kernel.init_mm)
+    if not kernel.sched.runs_tasks:
+        for cpu in running:
+            _switch(kernel, cpu, mm, kernel.init_mm)
     mmdrop(mm)
     kernel.events.mm_call_end(mm, "exit")
 

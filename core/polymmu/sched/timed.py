@@ -120,6 +120,8 @@ class TimedSched(Sched):
         self.timeslice = TIMESLICE
         self.switches = 0
         """How often the simulation went from one context to another."""
+        self.went_idle: Callable[[Cpu], None] | None = None
+        """Called on a CPU whose task has gone, and no other is ready."""
         self.context_switch = 0
         """Cycles of choosing and entering another task."""
 
@@ -242,8 +244,7 @@ class TimedSched(Sched):
         if self.preempt_count:
             raise AssertionError(f"task {task.name} ends with preemption off")
         task.state = "done"
-        self._quiescent(self._slots[task.cpu])
-        self._slots[task.cpu].running = None
+        self._leave(self._slots[task.cpu])
 
     def _idle_loop(self) -> None:
         """The idle task: interrupts, and nothing else."""
@@ -296,11 +297,17 @@ class TimedSched(Sched):
             self._enqueue(slot.index, self.clock[slot.index], self.context)
             self._sleep(slot)
 
+    def _leave(self, slot: Slot) -> None:
+        """The current task gives its CPU up."""
+        slot.running = None
+        self._quiescent(slot)
+        if self.went_idle is not None and not (slot.ready and slot.ready[0][0] <= self.clock[slot.index]):
+            self.went_idle(self.cpus[slot.index])
+
     def _sleep(self, slot: Slot) -> None:
         """Give the CPU to whoever is ready; returns when this task runs again."""
         task = self.context
-        slot.running = None
-        self._quiescent(slot)
+        self._leave(slot)
         self._give_back()
         slot = self._slots[task.cpu]
         if slot.last is not task:
