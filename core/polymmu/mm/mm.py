@@ -99,12 +99,17 @@ def activate(kernel: ArchKernel, cpu: Cpu, mm: mm_struct) -> None:
     prev = kernel.active_mm[cpu.index]
     mm.last_cpu = cpu.index
     if prev is mm:
-        if kernel.lazy >> cpu.index & 1:
-            kernel.lazy &= ~(1 << cpu.index)
-            kernel.ops.switch_mm(cpu, mm, mm)
+        _come_back(kernel, cpu, mm)
         return
     kernel.sched.spend(kernel.description.costs.context_switch, "context_switch")
     _switch(kernel, cpu, prev, mm)
+
+
+def _come_back(kernel: ArchKernel, cpu: Cpu, mm: mm_struct) -> None:
+    """``cpu`` runs the mm that it has loaded; if it kept that lazily, it may have missed something."""
+    if kernel.lazy >> cpu.index & 1:
+        kernel.lazy &= ~(1 << cpu.index)
+        kernel.ops.switch_mm(cpu, mm, mm)
 
 
 def _switch(kernel: ArchKernel, cpu: Cpu, prev: mm_struct | None, mm: mm_struct) -> None:
@@ -133,7 +138,7 @@ def leave_lazy_tlb(kernel: ArchKernel) -> None:
         mm = kernel.active_mm[cpu.index]
         if kernel.lazy >> cpu.index & 1 and mm is not None:
             if mm.mm_users:
-                activate(kernel, cpu, mm)
+                _come_back(kernel, cpu, mm)
             else:
                 _switch(kernel, cpu, mm, kernel.init_mm)
 
