@@ -242,9 +242,9 @@ class Machine:
         """The task that calls this sleeps for ``cycles``."""
         self._timed().sleep(cycles)
 
-    def wait_queue(self, name: str) -> WaitQueue:
-        """Where tasks can wait for each other."""
-        return WaitQueue(self._timed(), name)
+    def wait_queue(self, name: str, *, idle: bool = True) -> WaitQueue:
+        """Where tasks can wait for each other. ``idle`` False: CPUs whose tasks do are not lazy meanwhile."""
+        return WaitQueue(self._timed(), name, idle)
 
     def report(
         self, *, workload: str = "", workload_sha256: str = "", extra: dict[str, Any] | None = None

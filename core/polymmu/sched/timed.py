@@ -297,17 +297,21 @@ class TimedSched(Sched):
             self._enqueue(slot.index, self.clock[slot.index], self.context)
             self._sleep(slot)
 
-    def _leave(self, slot: Slot) -> None:
-        """The current task gives its CPU up."""
+    def _leave(self, slot: Slot, idle: bool = True) -> None:
+        """The current task gives its CPU up, which goes idle if no other is ready there."""
         slot.running = None
         self._quiescent(slot)
-        if self.went_idle is not None and not (slot.ready and slot.ready[0][0] <= self.clock[slot.index]):
+        if (
+            idle
+            and self.went_idle is not None
+            and not (slot.ready and slot.ready[0][0] <= self.clock[slot.index])
+        ):
             self.went_idle(self.cpus[slot.index])
 
-    def _sleep(self, slot: Slot) -> None:
+    def _sleep(self, slot: Slot, idle: bool = True) -> None:
         """Give the CPU to whoever is ready; returns when this task runs again."""
         task = self.context
-        self._leave(slot)
+        self._leave(slot, idle)
         self._give_back()
         slot = self._slots[task.cpu]
         if slot.last is not task:
@@ -340,12 +344,15 @@ class TimedSched(Sched):
             self._quiescent(slot)
 
     # ------------------------------------------------------------------ waiting
-    def block(self, what: object) -> None:
-        """The current task sleeps until somebody calls ``wake`` for it; ``what`` it waits for is told in a deadlock."""
+    def block(self, what: object, idle: bool = True) -> None:
+        """The current task sleeps until somebody calls ``wake`` for it; ``what`` it waits for is told in a deadlock.
+
+        ``idle`` False: it only waits for the simulation's sake, and its CPU is not idle.
+        """
         self.might_sleep(getattr(what, "name", "waiting"))
         self.context.waits_for = what
         self.context.state = "sleeping"
-        self._sleep(self._slots[self.cpu.index])
+        self._sleep(self._slots[self.cpu.index], idle)
 
     def sleep(self, cycles: int) -> None:
         """The current task sleeps for so many cycles; others may run on its CPU."""
