@@ -44,6 +44,7 @@ from polymmu_x86.entries import (
     fault_codes,
     protections,
 )
+from polymmu_x86.tlbflush import shootdown_key
 
 MIB = 1 << 20
 
@@ -83,6 +84,7 @@ class X86Config:
         default=33,
         metadata=doc("most pages invalidated one by one (Linux 3.7 on; 0: always reload CR3)", minimum=0),
     )
+    shootdown: str = shootdown_key()
     pcid = False
     """32-bit paging has no address-space numbers."""
 
@@ -249,19 +251,10 @@ def pgd_free(mm: mm_struct, pgd: int) -> None:
 
 @hookimpl
 def populate(mm: mm_struct, level: int, addr: int, entry: int, table: int) -> None:
+    """Every CPU that runs ``mm`` loads CR3 again, and with it the four top entries."""
     defaults.populate(mm, level, addr, entry, table)
     if mm.layout is PAE and level == 0:
-        kernel: ArchKernel = mm.kernel
-        reload_roots(mm)
-        kernel.ops.flush_tlb_mm(mm)
-
-
-def reload_roots(mm: mm_struct) -> None:
-    """Every CPU that runs ``mm`` loads CR3 again, and with it the four top entries."""
-    kernel: ArchKernel = mm.kernel
-    for cpu in kernel.cpus:
-        if kernel.active_mm[cpu.index] is mm:
-            cpu.load_root(mm.pgd, space=mm.serial)
+        family.flush_tlb_mm(mm)
 
 
 @hookimpl
@@ -269,9 +262,7 @@ def tlb_flush(tlb: mmu_gather) -> None:
     """Under PAE a freed pmd table may still stand in the registers that CR3 loaded: only a load of CR3 drops it
     (Linux: need_flush_all in ___pmd_free_tlb)."""
     if tlb.mm.layout is PAE and tlb.freed_tables:
-        kernel: ArchKernel = tlb.mm.kernel
-        reload_roots(tlb.mm)
-        kernel.ops.flush_tlb_mm(tlb.mm)
+        family.flush_tlb_mm(tlb.mm)
     else:
         family.tlb_flush(tlb)
 
@@ -279,6 +270,7 @@ def tlb_flush(tlb: mmu_gather) -> None:
 decode_fault = family.decode_fault
 init_new_context = family.init_new_context
 switch_mm = family.switch_mm
+enter_lazy_tlb = family.enter_lazy_tlb
 flush_tlb_mm = family.flush_tlb_mm
 flush_tlb_range = family.flush_tlb_range
 flush_tlb_page = family.flush_tlb_page

@@ -371,11 +371,15 @@ def destroy_context(mm: mm_struct) -> None:
 
 
 def switch_mm(cpu: Cpu, prev: mm_struct | None, following: mm_struct) -> None:
-    """Load the root and forget every translation: right for an MMU without address-space numbers."""
+    """Load the root and forget every translation: right for an MMU without address-space numbers.
+
+    A CPU that comes back to what it kept lazily has missed no flush."""
+    if prev is following:
+        return
     following.cpu_mask |= 1 << cpu.index
     cpu.load_root(following.pgd, space=following.serial)
     cpu.invalidate(asid=None, include_global=False, walk_caches="all")
-    if prev is not None and prev is not following:
+    if prev is not None:
         prev.cpu_mask &= ~(1 << cpu.index)
 
 

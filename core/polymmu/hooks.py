@@ -595,13 +595,17 @@ class ArchOps(Protocol):
     def switch_mm(self, cpu: Cpu, prev: mm_struct | None, following: mm_struct) -> None:
         """Called when ``cpu`` starts to run ``following``. Load its root; make stale translations unreachable.
 
+        ``prev`` is ``following`` where the CPU comes back from ``enter_lazy_tlb``: make up for what it missed.
+
         Wrong: the next program reads the previous one's memory.
         """
         ...
 
     @context
     def enter_lazy_tlb(self, cpu: Cpu, mm: mm_struct) -> None:
-        """Called when ``cpu`` goes on with a kernel thread and keeps ``mm``'s tables loaded.
+        """Called when ``cpu`` goes idle, or on with a kernel thread, and keeps ``mm``'s tables loaded; also again.
+
+        Flushes may pass it over from now on, or let it go over to the kernel's own tables; switch_mm ends it.
 
         Wrong: a lazy CPU walks tables that were freed.
         """

@@ -7,6 +7,7 @@ exceptions. Nothing here is an algorithm.
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,9 +34,10 @@ from polymmu.mm import mm as mm_life
 from polymmu.mm import mmap as mm_mmap
 from polymmu.mm import mprotect as mm_mprotect
 from polymmu.mm import mremap as mm_mremap
-from polymmu.mm import pagecache, reclaim, truncate
+from polymmu.mm import notifier, pagecache, reclaim, truncate
 from polymmu.mm import vma as vmas
 from polymmu.mm.frames import put_compound_page
+from polymmu.mm.secondary_mmu import SecondaryMmu
 from polymmu.registry import Arch
 from polymmu.report import SCHEMA, Counters, Report
 from polymmu.sanitize.flushes import FlushAudit
@@ -55,7 +57,7 @@ from polymmu.structs import (
     mm_struct,
 )
 
-__all__ = ["CpuHandle", "Machine", "Mm"]
+__all__ = ["CpuHandle", "DeviceHandle", "Machine", "Mm"]
 
 RIGHTS = {"r": VM_READ, "w": VM_WRITE, "x": VM_EXEC}
 ACCESS_OF_RIGHT = {"r": "load", "w": "store", "x": "fetch"}
@@ -89,6 +91,7 @@ class Machine:
             programs = [UserCode(cpu, sched, cycles_of) for cpu in self.kernel.cpus]
             self.vectors = TimedVectors(self.kernel, programs)
             accesses = programs
+            sched.went_idle = partial(mm_life.enter_lazy_tlb, self.kernel)
         for cpu in self.kernel.cpus:
             cpu.vectors = self.vectors
             cpu.watcher = self.flushes
@@ -221,6 +224,7 @@ class Machine:
             self._timed().run()
         finally:
             self._programs.clear()
+        mm_life.leave_lazy_tlb(self.kernel)
 
     def task_uses(self, cpu: CpuHandle, mm: Mm) -> None:
         """The task that calls this runs in ``mm`` from now on; ``cpu`` must be its own."""
@@ -251,9 +255,9 @@ class Machine:
         self.kernel.sched.cpu = self.running_cpu(None)
         return reclaim.shrink_list(self.kernel, pages)
 
-    def wait_queue(self, name: str) -> WaitQueue:
-        """Where tasks can wait for each other."""
-        return WaitQueue(self._timed(), name)
+    def wait_queue(self, name: str, *, idle: bool = True) -> WaitQueue:
+        """Where tasks can wait for each other. ``idle`` False: CPUs whose tasks do are not lazy meanwhile."""
+        return WaitQueue(self._timed(), name, idle)
 
     def report(
         self, *, workload: str = "", workload_sha256: str = "", extra: dict[str, Any] | None = None
@@ -370,6 +374,40 @@ class FileHandle:
         if not self.closed:
             self.closed = True
             pagecache.put_file(self.machine.kernel, self.file)
+
+
+class DeviceHandle:
+    """A device that uses a program's addresses, as a user holds it (``Mm.attach_device``)."""
+
+    def __init__(self, machine: Machine, mmu: SecondaryMmu) -> None:
+        self.machine = machine
+        self.mmu = mmu
+
+    def _enter(self) -> SecondaryMmu:
+        """The device, with the kernel on the CPU that serves it."""
+        self.machine.kernel.sched.cpu = self.machine.running_cpu(self.mmu.mm)
+        return self.mmu
+
+    def load(self, va: int, size: int) -> bytes:
+        """Read ``size`` bytes at ``va``, as the device sees them. Raises SegmentationFault, SyscallError."""
+        return b"".join([self._enter().load(at, n) for at, n in self._pieces(va, size)])
+
+    def store(self, va: int, data: bytes) -> None:
+        """Write ``data`` at ``va``. Raises SegmentationFault, SyscallError."""
+        for at, n in self._pieces(va, len(data)):
+            self._enter().store(at, data[at - va : at - va + n])
+
+    def detach(self) -> None:
+        """Forget everything of the address space; nothing to do where that has gone."""
+        mm = self._enter().mm
+        if mm is not None:
+            notifier.mmu_notifier_unregister(mm, self.mmu)
+
+    def _pieces(self, va: int, size: int) -> list[tuple[int, int]]:
+        """The parts of [va, va + size) in one page each."""
+        page, end = self.machine.page_size, _address(va) + size
+        cuts = [va, *range(va // page * page + page, end, page), end]
+        return [(at, stop - at) for at, stop in itertools.pairwise(cuts)]
 
 
 class Mm:
@@ -493,6 +531,16 @@ class Mm:
         ``write``: to be stored to. Raises SegmentationFault, SyscallError.
         """
         return mm_gup.get_user_pages_fast(self._enter(), _address(addr), write)
+
+    def attach_device(self, *, sleeps: bool = False) -> DeviceHandle:
+        """A device that uses this address space beside the CPUs, through translations of its own.
+
+        ``sleeps``: it takes its time to stop using a range, so it must not be asked below a spinlock.
+        """
+        mm = self._enter()
+        mmu = SecondaryMmu(mm, sleeps=sleeps)
+        notifier.mmu_notifier_register(mm, mmu)
+        return DeviceHandle(self.machine, mmu)
 
     def put(self, pfn: int) -> None:
         """Give back a frame that ``gup_fast`` gave; also after this address space has exited."""

@@ -312,7 +312,8 @@ class mm_struct:
     ``vmas``: start address -> vma, ordered. Counters as in Linux: ``map_count`` vmas, ``total_vm`` pages
     mapped by vmas, ``anon_rss`` / ``file_rss`` pages present, ``swapents`` pages in the swap area, ``hiwater_vm`` /
     ``hiwater_rss`` the most there were of each before they last fell, ``nr_tables[level]`` live tables below the root
-    by level. ``cpu_mask``: CPUs whose TLB may hold translations of it. ``context``: the arch's own state.
+    by level. ``cpu_mask``: CPUs whose TLB may hold translations of it. ``notifiers``: who else has (``mm.notifier``).
+    ``context``: the arch's own state.
     """
 
     slot: int
@@ -345,6 +346,7 @@ class mm_struct:
     mm_count: int = 0
     cpu_mask: int = 0
     tlb_flush_pending: int = 0
+    notifiers: list[Any] = attrs.field(factory=list)
     exe_file: File | None = None
     context: Any = None
     last_cpu: int = 0
@@ -453,3 +455,7 @@ class Kernel(Generic[Ops]):
     """Where there is a swap area: frees some pages, or says that there are none (mm.reclaim)."""
     page_locks: dict[int, Mutex] = attrs.field(factory=dict[int, Mutex])
     """By frame; of those that were ever locked."""
+    lazy: int = 0
+    """CPUs that keep ``active_mm`` loaded although nobody there runs in it: idle, or in a kernel thread."""
+    secondary_mmus: list[Any] = attrs.field(factory=list)
+    """Devices with translations of their own (``mm.secondary_mmu``)."""

@@ -19,6 +19,7 @@ from polymmu.errors import PluginMistake, UserMistake
 from polymmu.hooks import ArchKernel
 from polymmu.mm.gather import LinkedGather
 from polymmu.mm.pgtables import VmaList
+from polymmu.mm.ptlock import SplitTableLocks
 from polymmu.plugins import installed, load, suggestion
 
 __all__ = ["GROUP", "VARIANTS", "Variants", "chosen", "classes", "hookimpl"]
@@ -30,6 +31,7 @@ hookimpl = pluggy.HookimplMarker("polymmu_variants")
 VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
     "gather": {"linked": LinkedGather},
     "free_pgtables": {"vma_list": VmaList},
+    "page_table_lock": {"split": SplitTableLocks},
 }
 """The core's own, by axis and name."""
 
@@ -53,6 +55,7 @@ class Variants:
 
     gather: LinkedGather
     free_pgtables: VmaList
+    page_table_lock: SplitTableLocks
 
 
 def chosen(kernel: ArchKernel) -> Variants:

@@ -14,8 +14,9 @@ from polymmu_history.freeing import ClearPageRange, ClearPageTables
 from polymmu_history.freeing_bugs import FREEING_BUGS
 from polymmu_history.gather import PercpuGather, StackGather, StackPostedGather
 from polymmu_history.linked import Linked30Gather, Linked38Gather, Linked315Gather, Linked413Gather
+from polymmu_history.ptlock import MmTableLock
 
-__all__ = ["PercpuGather", "StackGather", "kernel_variants"]
+__all__ = ["MmTableLock", "PercpuGather", "StackGather", "kernel_variants"]
 
 
 @hookimpl
@@ -36,4 +37,5 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
             "clear_page_range": ClearPageRange,
             **FREEING_BUGS,
         },
+        "page_table_lock": {"mm": MmTableLock},
     }

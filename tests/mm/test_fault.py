@@ -45,6 +45,7 @@ from tests.mm.toy import (
     load,
     new_mm,
     pte_at,
+    pte_lock_held,
     running,
     state,
     store,
@@ -248,7 +249,7 @@ def test_a_file_cut_while_its_page_is_read_maps_nothing(mm: mm_struct) -> None:
     with pytest.raises(SegmentationFault, match="beyond the end"):
         load(mm, 0)
     assert frame_at(mm, 0) == -1
-    assert not mm.page_table_lock.held
+    assert not pte_lock_held(mm, 0)
 
 
 # ------------------------------------------------------------------ somebody else was faster

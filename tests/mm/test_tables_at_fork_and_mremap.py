@@ -26,6 +26,7 @@ from tests.mm.toy import (
     load,
     new_mm,
     pte_at,
+    pte_lock_held,
     state,
     store,
     touch,
@@ -172,10 +173,13 @@ def test_a_table_is_not_hooked_over_one_that_is_there(mm: mm_struct) -> None:
 
 def test_old_translations_are_flushed_before_the_lock_is_dropped(mm: mm_struct) -> None:
     kernel: ArchKernel = mm.kernel
-    held: list[bool] = []
-    kernel.events.shootdown = lambda mm, kind, cpus: held.append(mm.page_table_lock.held)  # type: ignore[method-assign]
+    held: list[tuple[bool, bool]] = []
+    target = iter((4 * PUD + PAGE, 4 * PUD + PMD))
+    kernel.events.shootdown = lambda mm, kind, cpus: held.append(  # type: ignore[method-assign]
+        (pte_lock_held(mm, PUD), pte_lock_held(mm, next(target)))
+    )
     moved(mm, PUD, 4 * PUD + PAGE, PMD)
-    assert held == [True, True]  # one per extent
+    assert held == [(True, True)] * 2  # one per extent; both tables' locks
 
 
 def test_a_move_without_memory_says_how_far_it_came() -> None:

@@ -249,5 +249,5 @@ class FakeMachine:
     def exit_mm(self) -> object:
         raise AssertionError("a solo machine has no tasks")
 
-    def wait_queue(self, name: str) -> Any:
+    def wait_queue(self, name: str, /, *, idle: bool = True) -> Any:
         raise AssertionError("a solo machine has no tasks")

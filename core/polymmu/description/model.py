@@ -148,6 +148,14 @@ class KernelChoice:
             pattern_doc="a name (letters, digits, _ and -)",
         ),
     )
+    page_table_lock: str = field(
+        default="split",
+        metadata=doc(
+            "what guards ptes: split (a lock per pte table, Linux 2.6.15 on), or a plugin's: mm (one per mm)",
+            pattern=PART_NAME,
+            pattern_doc="a name (letters, digits, _ and -)",
+        ),
+    )
     table_free: str = field(
         default="auto",
         metadata=doc(

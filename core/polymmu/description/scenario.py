@@ -186,6 +186,26 @@ class GupFast:
 
 
 @attrs.frozen(kw_only=True)
+class Attach:
+    """Let a device use an address space beside the CPUs."""
+
+    mm: str = own_mm()
+    sleeps: bool = field(
+        default=False, metadata=doc("it takes its time to stop, so it must not be asked below a spinlock")
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Device:
+    """One access of one byte, by the device that was attached to the address space."""
+
+    mm: str = own_mm()
+    at: str = span("where")
+    access: str = field(default="load", metadata=doc("which kind", choices=("load", "store")))
+    may: str = field(default="", metadata=doc("what may come of it besides success", choices=("", "segv")))
+
+
+@attrs.frozen(kw_only=True)
 class Cycles:
     """A time."""
 
@@ -217,6 +237,8 @@ class Step:
     touch: Touch | None = field(default=None, metadata=doc("access every page of a range"))
     truncate: Truncate | None = field(default=None, metadata=doc("set a file's size"))
     gup_fast: GupFast | None = field(default=None, metadata=doc("look pages up without a lock"))
+    attach: Attach | None = field(default=None, metadata=doc("let a device use an address space"))
+    device: Device | None = field(default=None, metadata=doc("let the device access memory"))
     work: Cycles | None = field(default=None, metadata=doc("compute without memory"))
     sleep: Cycles | None = field(default=None, metadata=doc("sleep; other tasks may run on the CPU"))
 

@@ -46,7 +46,7 @@ def exec_mm(
         raise
     if mm is not None:
         for cpu in kernel.cpus:
-            if kernel.active_mm[cpu.index] is mm:
+            if kernel.active_mm[cpu.index] is mm and not kernel.lazy >> cpu.index & 1:
                 activate(kernel, cpu, new)
         mmput(mm)
     kernel.events.mm_call_end(new, "exec")

@@ -31,6 +31,11 @@ from polymmu.mm.frames import (
     put_page,
 )
 from polymmu.mm.hugetlb import hugetlb_fault, populate_huge
+from polymmu.mm.notifier import (
+    mmu_notifier_invalidate_range,
+    mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_start,
+)
 from polymmu.mm.pagecache import find_or_read_page, is_cached_at
 from polymmu.mm.swap import do_swap_page, reuse_swap_page
 from polymmu.mm.tables import (
@@ -267,15 +272,19 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
         if counted:
             put_page(kernel, old)
         raise
+    end = page + mm.layout.page_size
+    mmu_notifier_invalidate_range_start(mm, page, end)
     pte_lock(mm, ptep)
     if read_pte(mm, ptep) != value:  # somebody else copied it, or it is gone
         pte_unlock(mm, ptep)
+        mmu_notifier_invalidate_range_end(mm, page, end)
         put_page(kernel, new)
         if counted:
             put_page(kernel, old)
         return "minor"
-    kernel.events.entries_changed(mm, page, page + mm.layout.page_size, 1, "replace")
+    kernel.events.entries_changed(mm, page, end, 1, "replace")
     ops.ptep_clear_flush(vma, page, ptep, 1)
+    mmu_notifier_invalidate_range(mm, page, end)
     _new_anon(kernel, mm, new)
     enter_pte(kernel, vma, page, ptep, new, True)
     if counted:
@@ -285,6 +294,7 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
         else:
             mm.file_rss -= 1
     pte_unlock(mm, ptep)
+    mmu_notifier_invalidate_range_end(mm, page, end)
     if counted:
         put_page(kernel, old)  # what the old pte held
         put_page(kernel, old)  # what we took above

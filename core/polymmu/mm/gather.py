@@ -28,6 +28,7 @@ from polymmu.hardware.cpu import Cpu
 from polymmu.hooks import ArchKernel
 from polymmu.mm.frames import alloc_page, free_page, put_run
 from polymmu.mm.grab import mmdrop, mmgrab
+from polymmu.mm.notifier import mmu_notifier_invalidate_range
 from polymmu.structs import VM_PFNMAP, GatherBatch, mm_struct, mmu_gather, vm_area_struct
 
 __all__ = [
@@ -361,6 +362,8 @@ def tlb_flush_mmu_tlbonly(tlb: mmu_gather) -> None:
         return
     strategy_of(tlb.mm).tlb_flush(tlb)
     kernel: ArchKernel = tlb.mm.kernel
+    start, end = (0, 0) if tlb.fullmm else (tlb.start, tlb.end)
+    mmu_notifier_invalidate_range(tlb.mm, start, end)
     kernel.events.gather_flush(tlb.mm, tlb.queued, len(tlb.tables))
     tlb.need_flush = False
     tlb.freed_tables = False

@@ -23,6 +23,11 @@ from polymmu.errors import SegmentationFault, SyscallError, syscall_error
 from polymmu.hardware.entry import EntryFormat
 from polymmu.hooks import ArchKernel
 from polymmu.mm.frames import alloc_pages, copy_pages, get_page, put_pages
+from polymmu.mm.notifier import (
+    mmu_notifier_invalidate_range,
+    mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_start,
+)
 from polymmu.mm.pagecache import find_or_read_page, is_cached_at
 from polymmu.mm.protect import kept_bits, loses_right
 from polymmu.mm.tables import read_pte
@@ -225,18 +230,22 @@ def _do_wp_page(vma: vm_area_struct, page: int, ptep: int, value: int) -> str:
     if new < 0:
         put_pages(kernel, old, order)
         raise _out_of_blocks(vma)
+    end = page + vma.huge_size
+    mmu_notifier_invalidate_range_start(mm, page, end)
     mm.page_table_lock.lock()
     ours = read_pte(mm, ptep) == value
     if ours:
-        kernel.events.entries_changed(mm, page, page + vma.huge_size, 1, "replace")
+        kernel.events.entries_changed(mm, page, end, 1, "replace")
         ops.huge_ptep_get_and_clear(mm, page, ptep, vma.huge_size)
-        ops.flush_tlb_range(vma, page, page + vma.huge_size)
+        ops.flush_tlb_range(vma, page, end)
+        mmu_notifier_invalidate_range(mm, page, end)
         frames.mapcount[new] = 1
         frames.mapcount[old] -= 1
         count_rss(mm, True, 1 << order)
         count_rss(mm, anon, -1 << order)
         _enter(vma, page, ptep, new, True)
     mm.page_table_lock.unlock()
+    mmu_notifier_invalidate_range_end(mm, page, end)
     put_pages(kernel, old if ours else new, order)
     put_pages(kernel, old, order)
     return "cow" if ours else "minor"
@@ -283,6 +292,7 @@ def unmap_hugepage_range(
     if removed:
         kernel.events.entries_changed(mm, start, end, len(removed), "clear")
         kernel.ops.flush_tlb_range(vma, start, end)
+        mmu_notifier_invalidate_range(mm, start, end)
     mm.page_table_lock.unlock()
     for pfn in removed:
         put_pages(kernel, pfn, order)

@@ -17,6 +17,7 @@ from polymmu.mm.commit import vm_unacct_vmas
 from polymmu.mm.frames import lru_add_drain
 from polymmu.mm.gather import tlb_finish_mmu, tlb_gather_mmu
 from polymmu.mm.grab import mmdrop, mmgrab
+from polymmu.mm.notifier import mmu_notifier_release
 from polymmu.mm.pagecache import put_file
 from polymmu.mm.reclaim import try_to_free_pages
 from polymmu.mm.swap import boot_swap
@@ -26,7 +27,7 @@ from polymmu.sched.locks import Mutex, RwSem, Spinlock
 from polymmu.slab import Slab
 from polymmu.structs import address_space, anon_vma, mm_struct, vm_area_struct
 
-__all__ = ["activate", "boot", "exit_mmap", "mm_alloc", "mmput"]
+__all__ = ["activate", "boot", "enter_lazy_tlb", "exit_mmap", "leave_lazy_tlb", "mm_alloc", "mmput"]
 
 
 def boot(kernel: ArchKernel) -> None:
@@ -114,13 +115,22 @@ def activate(kernel: ArchKernel, cpu: Cpu, mm: mm_struct) -> None:
     prev = kernel.active_mm[cpu.index]
     mm.last_cpu = cpu.index
     if prev is mm:
+        _come_back(kernel, cpu, mm)
         return
     kernel.sched.spend(kernel.description.costs.context_switch, "context_switch")
     _switch(kernel, cpu, prev, mm)
 
 
+def _come_back(kernel: ArchKernel, cpu: Cpu, mm: mm_struct) -> None:
+    """``cpu`` runs the mm that it has loaded; if it kept that lazily, it may have missed something."""
+    if kernel.lazy >> cpu.index & 1:
+        kernel.lazy &= ~(1 << cpu.index)
+        kernel.ops.switch_mm(cpu, mm, mm)
+
+
 def _switch(kernel: ArchKernel, cpu: Cpu, prev: mm_struct | None, mm: mm_struct) -> None:
     kernel.sched.preempt_disable()
+    kernel.lazy &= ~(1 << cpu.index)
     kernel.ops.switch_mm(cpu, prev, mm)
     kernel.active_mm[cpu.index] = mm
     mmgrab(mm)
@@ -129,8 +139,32 @@ def _switch(kernel: ArchKernel, cpu: Cpu, prev: mm_struct | None, mm: mm_struct)
         mmdrop(prev)
 
 
+def enter_lazy_tlb(kernel: ArchKernel, cpu: Cpu) -> None:
+    """``cpu`` goes idle, or on with a kernel thread: it keeps what it has loaded, and comes back to it cheaply."""
+    mm = kernel.active_mm[cpu.index]
+    if mm is not None:
+        kernel.lazy |= 1 << cpu.index
+        kernel.ops.enter_lazy_tlb(cpu, mm)
+
+
+def leave_lazy_tlb(kernel: ArchKernel) -> None:
+    """No more task is to come: each lazy CPU goes back to its mm, or to the kernel's own if that one is dead."""
+    assert kernel.init_mm is not None
+    for cpu in kernel.cpus:
+        mm = kernel.active_mm[cpu.index]
+        if kernel.lazy >> cpu.index & 1 and mm is not None:
+            if mm.mm_users:
+                _come_back(kernel, cpu, mm)
+            else:
+                _switch(kernel, cpu, mm, kernel.init_mm)
+
+
 def mmput(mm: mm_struct) -> None:
-    """One user less; after the last one nothing is mapped, and no CPU has the mm loaded."""
+    """One user less; after the last one nothing is mapped.
+
+    CPUs that have the mm loaded keep it lazily, and with it the struct and the root table, until they have something
+    else to run; where no tasks run, at once.
+    """
     mm.mm_users -= 1
     if mm.mm_users:
         return
@@ -138,14 +172,15 @@ def mmput(mm: mm_struct) -> None:
     kernel.events.mm_call_begin(mm, "exit")
     kernel.sched.spend(kernel.description.costs.syscall, "syscall")
     for cpu in _having(mm):
-        kernel.ops.enter_lazy_tlb(cpu, mm)
+        enter_lazy_tlb(kernel, cpu)
     exit_mmap(mm)
     if mm.exe_file is not None:
         put_file(kernel, mm.exe_file)
         mm.exe_file = None
     assert kernel.init_mm is not None
-    for cpu in _having(mm):  # asked again: others may have come to run there while this slept
-        _switch(kernel, cpu, mm, kernel.init_mm)
+    if not kernel.sched.runs_tasks:  # else the CPUs keep it, lazily, until they run something else
+        for cpu in _having(mm):
+            _switch(kernel, cpu, mm, kernel.init_mm)
     mmdrop(mm)
     kernel.events.mm_call_end(mm, "exit")
 
@@ -162,6 +197,7 @@ def exit_mmap(mm: mm_struct) -> None:
     AssertionError where something is left that the kernel looks for: a page counted as present, a vma, or a table.
     """
     kernel: ArchKernel = mm.kernel
+    mmu_notifier_release(mm)
     first = mm.mmap
     lru_add_drain(kernel)
     kernel.ops.flush_cache_mm(mm)

@@ -13,7 +13,21 @@ from __future__ import annotations
 import numpy as np
 
 from polymmu.hooks import ArchKernel
-from polymmu.mm.tables import alloc_entry, find_entry, format_of, pte_lock, pte_unlock, read_entry, table_at
+from polymmu.mm.notifier import (
+    mmu_notifier_invalidate_range,
+    mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_start,
+)
+from polymmu.mm.tables import (
+    alloc_entry,
+    find_entry,
+    format_of,
+    pte_lock,
+    pte_lock_second,
+    pte_unlock,
+    pte_unlock_second,
+    read_entry,
+)
 from polymmu.structs import mm_struct, vm_area_struct
 
 __all__ = ["move_page_tables"]
@@ -33,6 +47,7 @@ def move_page_tables(
     layout = mm.layout
     kernel.ops.flush_cache_range(vma, old_addr, old_addr + length)
     mapping = vma.vm_file.mapping if vma.vm_file is not None else None
+    mmu_notifier_invalidate_range_start(mm, old_addr, old_addr + length)
     done = 0
     while done < length:
         old, new = old_addr + done, new_addr + done
@@ -40,7 +55,7 @@ def move_page_tables(
         if missing >= 0:
             # A level that whole tables may move at is made in the new place first, then the one below looked at.
             if missing == layout.pmd_level > 1 and alloc_entry(mm, new, missing - 1) < 0:
-                return done
+                break
             done += _extent(layout.span_of(missing), old, new, length - done)
             continue
         if mapping is not None:
@@ -49,10 +64,11 @@ def move_page_tables(
         if mapping is not None:
             mapping.i_mmap_lock.unlock()
         if not moved:
-            return done
+            break
         done += moved
         kernel.sched.cond_resched()
-    return length
+    mmu_notifier_invalidate_range_end(mm, old_addr, old_addr + length)
+    return done
 
 
 def _extent(span: int, old: int, new: int, left: int) -> int:
@@ -109,6 +125,7 @@ def _move_table(vma: vm_area_struct, level: int, old: int, new: int, into: int) 
         kernel.events.table_unhooked(mm, old, old + span)
         kernel.events.entries_changed(mm, old, old + span, pages, "clear")
         kernel.ops.flush_tlb_range(vma, old, old + span)
+        mmu_notifier_invalidate_range(mm, old, old + span)
     mm.page_table_lock.unlock()
     return bool(free)
 
@@ -124,8 +141,8 @@ def _move_ptes(
     kernel.events.entries_visited(mm, "move", n)
     kernel.sched.spend(kernel.description.costs.entry_update * n, "move")
     ptep = find_entry(mm, old)
-    ops.pte_map(mm, table_at(mm, into))
-    pte_lock(mm, ptep)
+    pte_lock(mm, into)
+    pte_lock_second(mm, ptep, into)
     ops.enter_lazy_mmu(mm)
     values = ops.ptep_get_and_clear(mm, old, ptep, n, None)
     present = np.flatnonzero(values != np.uint64(kernel.shape.pte.empty))
@@ -135,6 +152,7 @@ def _move_ptes(
         ops.set_pte(mm, new + (first << shift), into + first * width, values[first:last])
         kernel.events.entries_changed(mm, old, old + extent, len(present), "clear")
         ops.flush_tlb_range(vma, old, old + extent)
+        mmu_notifier_invalidate_range(mm, old, old + extent)
     ops.leave_lazy_mmu(mm)
-    pte_unlock(mm, ptep)
-    ops.pte_unmap(mm, table_at(mm, into))
+    pte_unlock_second(mm, ptep, into)
+    pte_unlock(mm, into)

@@ -15,6 +15,11 @@ from polymmu.mm.calls import mm_call
 from polymmu.mm.commit import accountable, vm_acct_memory
 from polymmu.mm.hugetlb import change_huge_protection
 from polymmu.mm.mmap import page_align
+from polymmu.mm.notifier import (
+    mmu_notifier_invalidate_range,
+    mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_start,
+)
 from polymmu.mm.protect import change_protection
 from polymmu.mm.vma import VM_RIGHTS, find_vma, set_vma_flags, split_vma, vma_merge
 from polymmu.structs import VM_ACCOUNT, mm_struct, vm_area_struct
@@ -58,8 +63,11 @@ def _fix_up(vma: vm_area_struct, start: int, end: int, vm_flags: int) -> None:
         kernel.vm_committed -= charged
         raise
     change = change_huge_protection if holder.huge_size else change_protection
+    mmu_notifier_invalidate_range_start(mm, start, end)
     change(holder, start, end, holder.vm_page_prot)
     kernel.ops.flush_tlb_range(holder, start, end)
+    mmu_notifier_invalidate_range(mm, start, end)
+    mmu_notifier_invalidate_range_end(mm, start, end)
 
 
 def _account(vma: vm_area_struct, vm_flags: int, pages: int) -> tuple[int, int]:

@@ -246,6 +246,7 @@ def _free_table(tlb: mmu_gather, level: int, entry: int, table: int, addr: int) 
     kernel.events.table_unhooked(mm, base, (base + layout.span_of(level)) & WORD)
     tlb_adjust_range(tlb, addr, addr + layout.page_size, level)  # any address below it names the walk path
     if below == layout.pte_level:
+        kernel.variants.page_table_lock.table_gone(mm, table)
         kernel.ops.pte_free_tlb(tlb, table, addr)
     else:
         kernel.ops.table_free_tlb(tlb, below, table, addr)

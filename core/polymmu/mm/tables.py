@@ -3,8 +3,9 @@
 A walk goes from ``mm.pgd`` down, one entry per level, until the level that is asked for; what it returns is the
 physical address of an entry, never its value, for the value may change until the table lock is held.
 
-The page-table lock is one per mm (``pte_lock`` is the only place that says so). Making a table may sleep, so it
-happens without the lock; whoever finds the entry filled meanwhile gives its own table back (A8.7).
+The lock of ptes is taken by ``pte_lock`` alone; which one that is, the machine file says (``mm.ptlock``). The levels
+above are under ``mm.page_table_lock``. Making a table may sleep, so it happens without a lock; whoever finds the
+entry filled meanwhile gives its own table back (A8.7).
 
 First reading: ``find_entry``, ``alloc_entry``, ``pte_lock``.
 """
@@ -31,7 +32,9 @@ __all__ = [
     "format_of",
     "pfn_of",
     "pte_lock",
+    "pte_lock_second",
     "pte_unlock",
+    "pte_unlock_second",
     "read_entry",
     "read_pte",
     "read_ptes",
@@ -101,6 +104,9 @@ def alloc_table(mm: mm_struct, level: int, addr: int, entry: int) -> bool:
     if table < 0:
         return False
     kernel.sched.spend(kernel.description.costs.table_alloc, "table")
+    of_ptes = level + 1 == mm.layout.pte_level
+    if of_ptes:
+        kernel.variants.page_table_lock.table_made(mm, table)
     mm.page_table_lock.lock()
     lost = read_entry(mm, level, entry) != format_of(mm, level).empty
     if not lost:
@@ -108,6 +114,8 @@ def alloc_table(mm: mm_struct, level: int, addr: int, entry: int) -> bool:
         account_table(mm, level + 1, table, 1)
     mm.page_table_lock.unlock()
     if lost:
+        if of_ptes:
+            kernel.variants.page_table_lock.table_gone(mm, table)
         ops.table_free(mm, level + 1, table)
     return True
 
@@ -133,8 +141,9 @@ def pte_lock(mm: mm_struct, ptep: int, nested: bool = False) -> Spinlock:
     """Map the pte table that holds physical address ``ptep`` and lock its entries; the lock. ``nested``: the
     caller holds another such lock already."""
     kernel: ArchKernel = mm.kernel
-    kernel.ops.pte_map(mm, table_at(mm, ptep))
-    lock = mm.page_table_lock
+    table = table_at(mm, ptep)
+    kernel.ops.pte_map(mm, table)
+    lock: Spinlock = kernel.variants.page_table_lock.lock_of(mm, table)
     lock.lock(nested)
     return lock
 
@@ -142,8 +151,27 @@ def pte_lock(mm: mm_struct, ptep: int, nested: bool = False) -> Spinlock:
 def pte_unlock(mm: mm_struct, ptep: int) -> None:
     """Undo ``pte_lock`` of the same table."""
     kernel: ArchKernel = mm.kernel
-    mm.page_table_lock.unlock()
-    kernel.ops.pte_unmap(mm, table_at(mm, ptep))
+    table = table_at(mm, ptep)
+    kernel.variants.page_table_lock.lock_of(mm, table).unlock()
+    kernel.ops.pte_unmap(mm, table)
+
+
+def pte_lock_second(mm: mm_struct, ptep: int, first: int) -> None:
+    """As ``pte_lock``, by who has locked the table of ``first`` and holds mmap_lock for writing."""
+    lock_of = mm.kernel.variants.page_table_lock.lock_of
+    if lock_of(mm, table_at(mm, ptep)) is not lock_of(mm, table_at(mm, first)):
+        pte_lock(mm, ptep, nested=True)
+    else:
+        mm.kernel.ops.pte_map(mm, table_at(mm, ptep))
+
+
+def pte_unlock_second(mm: mm_struct, ptep: int, first: int) -> None:
+    """Undo ``pte_lock_second``; the table of ``first`` stays locked."""
+    lock_of = mm.kernel.variants.page_table_lock.lock_of
+    if lock_of(mm, table_at(mm, ptep)) is not lock_of(mm, table_at(mm, first)):
+        pte_unlock(mm, ptep)
+    else:
+        mm.kernel.ops.pte_unmap(mm, table_at(mm, ptep))
 
 
 def table_at(mm: mm_struct, ptep: int) -> int:

@@ -10,6 +10,7 @@ from polymmu.hooks import ArchKernel
 from polymmu.mm.commit import vm_unacct_vmas
 from polymmu.mm.frames import lru_add_drain
 from polymmu.mm.gather import tlb_finish_mmu, tlb_gather_mmu
+from polymmu.mm.notifier import mmu_notifier_invalidate_range_end, mmu_notifier_invalidate_range_start
 from polymmu.mm.zap import unmap_vmas, update_hiwater_rss
 from polymmu.structs import mm_struct, vm_area_struct
 
@@ -26,8 +27,10 @@ def unmap_region(
     kernel: ArchKernel = mm.kernel
     lru_add_drain(kernel)  # a pagevec's reference would keep fresh pages beyond the unmap
     update_hiwater_rss(mm)
+    mmu_notifier_invalidate_range_start(mm, start, end)
     tlb = tlb_gather_mmu(mm)
     unmap_vmas(tlb, first, start, end)
     vm_unacct_vmas(first)
     kernel.variants.free_pgtables.unmapped(tlb, first, prev, start, end)
     tlb_finish_mmu(tlb, start, end)
+    mmu_notifier_invalidate_range_end(mm, start, end)

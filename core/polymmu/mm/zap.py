@@ -39,6 +39,7 @@ from polymmu.mm.gather import (
     tlb_room,
 )
 from polymmu.mm.hugetlb import unmap_hugepage_range
+from polymmu.mm.notifier import mmu_notifier_invalidate_range_end, mmu_notifier_invalidate_range_start
 from polymmu.mm.swap import free_swap_in
 from polymmu.mm.tables import pfn_of, pte_lock, pte_unlock, read_ptes, table_runs
 from polymmu.mm.vma import linear_index
@@ -82,10 +83,12 @@ def zap_page_range(vma: vm_area_struct, start: int, length: int, details: ZapDet
     kernel: ArchKernel = mm.kernel
     end = start + length
     lru_add_drain(kernel)
+    mmu_notifier_invalidate_range_start(mm, start, end)
     tlb = tlb_gather_mmu(mm)
     update_hiwater_rss(mm)
     reached = _unmap_vma(tlb, vma, start, end, details)
     tlb_finish_mmu(tlb, start, end)
+    mmu_notifier_invalidate_range_end(mm, start, end)
     return reached
 
 

@@ -132,6 +132,8 @@ class FlushAudit(Observer):
                 widen(other, mm, low, high)
                 continue
             for cpu in self.kernel.cpus:
+                if self.kernel.lazy >> cpu.index & 1:
+                    continue  # it makes up for that when it comes back
                 if self.kernel.active_mm[cpu.index] is mm and cpu.count_stale(None, cpu.root, low, high):
                     self._tally(call).missing += 1
         work.hull.clear()

@@ -124,6 +124,8 @@ class TimedSched(Sched):
         self.timeslice = TIMESLICE
         self.switches = 0
         """How often the simulation went from one context to another."""
+        self.went_idle: Callable[[Cpu], None] | None = None
+        """Called on a CPU whose task has gone, and no other is ready."""
         self.context_switch = 0
         """Cycles of choosing and entering another task."""
 
@@ -246,8 +248,7 @@ class TimedSched(Sched):
         if self.preempt_count:
             raise AssertionError(f"task {task.name} ends with preemption off")
         task.state = "done"
-        self._quiescent(self._slots[task.cpu])
-        self._slots[task.cpu].running = None
+        self._leave(self._slots[task.cpu])
 
     def _idle_loop(self) -> None:
         """The idle task: interrupts, and nothing else."""
@@ -300,11 +301,21 @@ class TimedSched(Sched):
             self._enqueue(slot.index, self.clock[slot.index], self.context)
             self._sleep(slot)
 
-    def _sleep(self, slot: Slot) -> None:
-        """Give the CPU to whoever is ready; returns when this task runs again."""
-        task = self.context
+    def _leave(self, slot: Slot, idle: bool = True) -> None:
+        """The current task gives its CPU up, which goes idle if no other is ready there."""
         slot.running = None
         self._quiescent(slot)
+        if (
+            idle
+            and self.went_idle is not None
+            and not (slot.ready and slot.ready[0][0] <= self.clock[slot.index])
+        ):
+            self.went_idle(self.cpus[slot.index])
+
+    def _sleep(self, slot: Slot, idle: bool = True) -> None:
+        """Give the CPU to whoever is ready; returns when this task runs again."""
+        task = self.context
+        self._leave(slot, idle)
         self._give_back()
         slot = self._slots[task.cpu]
         if slot.last is not task:
@@ -362,12 +373,15 @@ class TimedSched(Sched):
             self._quiescent(slot)
 
     # ------------------------------------------------------------------ waiting
-    def block(self, what: object) -> None:
-        """The current task sleeps until somebody calls ``wake`` for it; ``what`` it waits for is told in a deadlock."""
+    def block(self, what: object, idle: bool = True) -> None:
+        """The current task sleeps until somebody calls ``wake`` for it; ``what`` it waits for is told in a deadlock.
+
+        ``idle`` False: it only waits for the simulation's sake, and its CPU is not idle.
+        """
         self.might_sleep(getattr(what, "name", "waiting"))
         self.context.waits_for = what
         self.context.state = "sleeping"
-        self._sleep(self._slots[self.cpu.index])
+        self._sleep(self._slots[self.cpu.index], idle)
 
     def sleep(self, cycles: int) -> None:
         if self._hub_glet is None:

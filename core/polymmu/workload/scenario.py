@@ -20,7 +20,7 @@ from polymmu.description.load_scenario import ScenarioFile
 from polymmu.description.mistakes import unknown
 from polymmu.description.scenario import CpuPlan, Step, bytes_of
 from polymmu.errors import SegmentationFault, SyscallError, UserMistake, syscall_error
-from polymmu.machine import CpuHandle, FileHandle, Machine, Mm
+from polymmu.machine import CpuHandle, DeviceHandle, FileHandle, Machine, Mm
 from polymmu.sanitize.balance import check_balance, frames_held
 
 __all__ = ["ScenarioResult", "run_scenario"]
@@ -78,6 +78,8 @@ class ScenarioRun:
         self.tasks: dict[str, int] = {}
         """How many tasks each mm has that has not gone down."""
         self.files: dict[str, FileHandle] = {}
+        self.devices: dict[str, DeviceHandle] = {}
+        """By the name of the mm that each is attached to."""
         self.result = ScenarioResult()
 
     def setup(self) -> None:
@@ -116,6 +118,7 @@ class ScenarioRun:
     def end(self, name: str) -> None:
         """Take down an mm that has no task any more."""
         del self.tasks[name]
+        self.devices.pop(name, None)
         self.mms.pop(name).exit()
 
     def length(self, span: str) -> int:
@@ -285,6 +288,24 @@ class TaskRun:
         mm = self._mm_of(what)
         for frame in [mm.gup_fast(va, what.write) for va in range(at, at + length, self.machine.page_size)]:
             mm.put(frame)
+
+    def _attach(self, what: Any) -> None:
+        mm = self._mm_of(what)
+        name = what.mm or self.own
+        if name in self.run_of.devices:
+            raise UserMistake(f"mm '{name}' has a device already")
+        self.run_of.devices[name] = mm.attach_device(sleeps=what.sleeps)
+
+    def _device(self, what: Any) -> None:
+        self._mm_of(what)
+        name = what.mm or self.own
+        if name not in self.run_of.devices:
+            raise UserMistake(f"mm '{name}' has no device; attach one first: attach: {{mm: {name}}}")
+        device, at = self.run_of.devices[name], self.run_of.length(what.at)
+        if what.access == "store":
+            device.store(at, b"x")
+        else:
+            device.load(at, 1)
 
     def _work(self, what: Any) -> None:
         self.machine.work(what.cycles)
