@@ -17,6 +17,8 @@ from polymmu.description.model import KernelChoice
 from polymmu.errors import PluginMistake, UserMistake
 from polymmu.hooks import ArchKernel
 from polymmu.mm.gather import LinkedGather
+from polymmu.mm.interval_tree import IntervalTrees
+from polymmu.mm.prio_tree import PrioTrees
 from polymmu.plugins import installed, load, suggestion
 
 __all__ = ["GROUP", "VARIANTS", "Variants", "chosen", "hookimpl"]
@@ -25,7 +27,10 @@ GROUP = "polymmu.plugin"
 hookspec = pluggy.HookspecMarker("polymmu_variants")
 hookimpl = pluggy.HookimplMarker("polymmu_variants")
 
-VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {"gather": {"linked": LinkedGather}}
+VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
+    "gather": {"linked": LinkedGather},
+    "rmap_tree": {"interval": IntervalTrees, "prio": PrioTrees},
+}
 """The core's own, by axis and name."""
 
 
@@ -46,6 +51,7 @@ class Variants:
     """One machine's, each made and ready."""
 
     gather: LinkedGather
+    rmap_tree: IntervalTrees | PrioTrees
 
 
 def chosen(kernel: ArchKernel) -> Variants:

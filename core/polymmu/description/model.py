@@ -139,6 +139,24 @@ class KernelChoice:
             "what guards a file's list of vmas: a mutex (3.0), or a spinlock", choices=("mutex", "spin")
         ),
     )
+    anon_vma_lock: str = field(
+        default="auto",
+        metadata=doc(
+            "what guards the list of vmas behind anonymous pages: a mutex (3.0), a spinlock, or as i_mmap_lock, "
+            "for both became mutexes at once",
+            choices=("auto", "mutex", "spin"),
+        ),
+        validator=rules.check_anon_vma_lock,
+    )
+    rmap_tree: str = field(
+        default="interval",
+        metadata=doc(
+            "how a file's vmas are found by page: interval (an interval tree, 3.7 on), prio (a radix priority search "
+            "tree, 2.6.7 to 3.6), or a plugin's",
+            pattern=PART_NAME,
+            pattern_doc="a name (letters, digits, _ and -)",
+        ),
+    )
     gather_batch: int = field(
         default=10_000,
         metadata=doc("pages a gather may hold before it must flush (Linux 3.8: about 10,000)", minimum=8),
@@ -154,6 +172,11 @@ class KernelChoice:
     pagevec: int = field(
         default=15, metadata=doc("pages a per-CPU pagevec holds before it drains", minimum=1)
     )
+
+    @property
+    def anon_vma_spins(self) -> bool:
+        """Whether the lock of an anon_vma is a spinlock."""
+        return "spin" in (self.anon_vma_lock, self.anon_vma_lock == "auto" and self.i_mmap_lock)
 
 
 @attrs.frozen(kw_only=True)

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polymmu.errors import SegmentationFault, SyscallError, syscall_error
-from polymmu.hardware.ram import MAPCOUNT, NONZERO
+from polymmu.hardware.ram import INDEX, MAPCOUNT, MAPPING, NONZERO
 from polymmu.hooks import ArchKernel
 from polymmu.mm.access import vma_allowing
+from polymmu.mm.anon_vma import page_mapping_of
 from polymmu.mm.frames import (
     alloc_page,
     alloc_run,
@@ -31,6 +32,7 @@ from polymmu.mm.frames import (
     put_page,
 )
 from polymmu.mm.hugetlb import hugetlb_fault, populate_huge
+from polymmu.mm.linear import linear_page_index
 from polymmu.mm.pagecache import find_or_read_page, is_cached_at
 from polymmu.mm.tables import (
     alloc_entry,
@@ -163,7 +165,7 @@ def _anonymous_fault(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: i
             put_page(kernel, pfn)
         return
     if write:
-        _new_anon(kernel, mm, pfn)
+        _new_anon(kernel, vma, page, pfn)
     _enter(kernel, vma, page, ptep, pfn, write)
     pte_unlock(mm, ptep)
 
@@ -201,7 +203,7 @@ def _file_fault(
         ours = not filled and inside and is_cached_at(kernel, mapping, index, cached)
         if ours:
             if private:
-                _new_anon(kernel, mm, pfn)
+                _new_anon(kernel, vma, page, pfn)
             else:
                 frames.mapcount[pfn] += 1
                 mm.file_rss += 1
@@ -257,7 +259,7 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
         return "minor"
     kernel.events.entries_changed(mm, page, page + mm.layout.page_size, 1, "replace")
     ops.ptep_clear_flush(vma, page, ptep, 1)
-    _new_anon(kernel, mm, new)
+    _new_anon(kernel, vma, page, new)
     _enter(kernel, vma, page, ptep, new, True)
     if counted:
         frames.mapcount[old] -= 1
@@ -273,11 +275,13 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
 
 
 # ------------------------------------------------------------------ entries and pages
-def _new_anon(kernel: ArchKernel, mm: mm_struct, pfn: int) -> None:
+def _new_anon(kernel: ArchKernel, vma: vm_area_struct, page: int, pfn: int) -> None:
     """Account for the first mapping of a fresh page; the pte takes over the caller's reference."""
     frames = kernel.frames
     frames.mapcount[pfn] = 1
-    mm.anon_rss += 1
+    frames.mapping[pfn] = page_mapping_of(vma)
+    frames.index[pfn] = linear_page_index(vma, page)
+    vma.vm_mm.anon_rss += 1
     lru_cache_add(kernel, pfn)
 
 
@@ -398,7 +402,10 @@ def _map_in_table(vma: vm_area_struct, pages: NDArray[np.uint64], write: bool) -
         spare, pfns = pfns[~still[: len(pfns)]], pfns[still[: len(pfns)]]
         slots, values = slots[still], values[still]
     if write:
-        kernel.frames.table[MAPCOUNT][pfns] = 1
+        table = kernel.frames.table
+        table[MAPCOUNT][pfns] = 1
+        table[MAPPING][pfns] = page_mapping_of(vma)
+        table[INDEX][pfns] = linear_page_index(vma, lowest) + slots
         mm.anon_rss += len(pfns)
         lru_cache_add_run(kernel, pfns)
     _enter_run(vma, lowest, ptep, slots, values)

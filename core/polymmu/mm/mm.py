@@ -29,7 +29,9 @@ __all__ = ["activate", "boot", "exit_mmap", "mm_alloc", "mmput"]
 def boot(kernel: ArchKernel) -> None:
     """Make the kernel's slabs and its own address space, which CPUs load when they run no program."""
     sched = kernel.sched
-    i_mmap_lock = Spinlock if kernel.description.kernel.i_mmap_lock == "spin" else Mutex
+    choice = kernel.description.kernel
+    i_mmap_lock = Spinlock if choice.i_mmap_lock == "spin" else Mutex
+    anon_vma_lock = Spinlock if choice.anon_vma_spins else Mutex
     kernel.mms = Slab(
         "mm_struct",
         lambda slot: mm_struct(slot, kernel, RwSem(sched, "mmap_lock"), Spinlock(sched, "page_table_lock")),
@@ -42,9 +44,10 @@ def boot(kernel: ArchKernel) -> None:
             i_mmap_lock(sched, "i_mmap_lock"),
             Mutex(sched, "i_mutex"),
             Mutex(sched, "unmap_mutex"),
+            kernel.variants.rmap_tree.new_tree(),
         ),
     )
-    kernel.anon_vmas = Slab("anon_vma", anon_vma)
+    kernel.anon_vmas = Slab("anon_vma", lambda slot: anon_vma(slot, anon_vma_lock(sched, "anon_vma_lock")))
     kernel.init_mm = mm_alloc(kernel)
 
 

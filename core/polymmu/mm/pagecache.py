@@ -74,8 +74,9 @@ def put_file(kernel: AnyKernel, file: File) -> None:
     if file.references:
         return
     mapping = file.mapping
-    if mapping.i_mmap:
-        raise AssertionError(f"file {file.name} is freed while {len(mapping.i_mmap)} vmas map it")
+    vmas = len(mapping.i_mmap) + len(mapping.i_mmap_nonlinear)
+    if vmas:
+        raise AssertionError(f"file {file.name} is freed while {vmas} vmas map it")
     drop_page_cache(kernel, mapping, 0)
     mapping.host = None
     kernel.mappings.free(mapping)

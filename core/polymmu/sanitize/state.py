@@ -21,6 +21,7 @@ from polymmu.hardware.ram import FLAGS, INDEX, MAPCOUNT, MAPPING, REFCOUNT
 from polymmu.mm.tables import entries_in, format_of, read_ptes, table_runs
 from polymmu.sanitize.cached_kernels import dirty_frames
 from polymmu.sanitize.judge import Bench, Judge
+from polymmu.sanitize.rmap import is_in_its_file, not_found
 from polymmu.sanitize.violation import Happened
 from polymmu.structs import (
     PG_ANON,
@@ -170,7 +171,7 @@ class State(Judge):
         shift = mm.layout.page_shift
         pte = shape.pte
         mapping = vma.vm_file.mapping if vma.vm_file is not None else None
-        if mapping is not None and mapping.i_mmap.get(vma.slot) is not vma:
+        if mapping is not None and not is_in_its_file(vma, mapping):
             self._tell("INV-RMAP", f"vma at {vma.vm_start:#x} of mm {mm.serial} is not in its file's i_mmap")
         total = anon_total = 0
         for ptep, addr, stop in table_runs(mm, vma.vm_start, vma.vm_end):
@@ -199,8 +200,12 @@ class State(Judge):
                     at[writable & ~anon],
                     "a page of a file is writable in a private vma",
                 )
+            index = vma.vm_pgoff + ((addr - vma.vm_start) >> shift) + at
+            missed = not_found(self.kernel, vma, index[anon], pfns[anon])
+            self._each(
+                vma, "INV-RMAP", addr, at[anon][missed], "no walk from an anonymous page finds its pte"
+            )
             if mapping is not None:
-                index = vma.vm_pgoff + ((addr - vma.vm_start) >> shift) + at
                 wrong = ~anon & (
                     (frames.table[MAPPING, pfns] != mapping.slot + 1) | (frames.table[INDEX, pfns] != index)
                 )
