@@ -16,6 +16,7 @@ import pluggy
 from polymmu.description.model import KernelChoice
 from polymmu.errors import PluginMistake, UserMistake
 from polymmu.hooks import ArchKernel
+from polymmu.mm.clusters import ClusterScan
 from polymmu.mm.gather import LinkedGather
 from polymmu.mm.interval_tree import IntervalTrees
 from polymmu.mm.prio_tree import PrioTrees
@@ -28,6 +29,7 @@ hookspec = pluggy.HookspecMarker("polymmu_variants")
 hookimpl = pluggy.HookimplMarker("polymmu_variants")
 
 VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
+    "cluster_scan": {"lockbreak": ClusterScan},
     "gather": {"linked": LinkedGather},
     "rmap_tree": {"interval": IntervalTrees, "prio": PrioTrees},
 }
@@ -50,6 +52,7 @@ class VariantSpec:
 class Variants:
     """One machine's, each made and ready."""
 
+    cluster_scan: ClusterScan
     gather: LinkedGather
     rmap_tree: IntervalTrees | PrioTrees
 

@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from polymmu.variants import hookimpl
+from polymmu_history.clusters import ReschedulingScan
 from polymmu_history.gather import PercpuGather, StackGather
+from polymmu_history.vma_list import VmaLists
 
-__all__ = ["PercpuGather", "StackGather", "kernel_variants"]
+__all__ = ["PercpuGather", "ReschedulingScan", "StackGather", "VmaLists", "kernel_variants"]
 
 
 @hookimpl
 def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
-    """The generations of the gather."""
-    return {"gather": {"percpu": PercpuGather, "stack": StackGather}}
+    """Earlier generations by axis."""
+    return {
+        "cluster_scan": {"resched": ReschedulingScan},
+        "gather": {"percpu": PercpuGather, "stack": StackGather},
+        "rmap_tree": {"list": VmaLists},
+    }

@@ -107,6 +107,9 @@ class Costs:
     syscall: int = cycles(200, "entering and leaving one memory system call")
     page_clear: int = cycles(400, "zeroing or copying one base page")
     entry_update: int = cycles(4, "the kernel reading or changing one table entry")
+    vma_visit: int = cycles(
+        20, "the kernel looking at one vma on its way from a page to the ptes that map it"
+    )
     table_alloc: int = cycles(500, "allocating and clearing one page-table page")
     flush_page: int = cycles(120, "invalidating one page in the local TLBs")
     flush_all: int = cycles(300, "invalidating a whole address space locally")
@@ -152,7 +155,16 @@ class KernelChoice:
         default="interval",
         metadata=doc(
             "how a file's vmas are found by page: interval (an interval tree, 3.7 on), prio (a radix priority search "
-            "tree, 2.6.7 to 3.6), or a plugin's",
+            "tree, 2.6.7 to 3.6), or a plugin's: list",
+            pattern=PART_NAME,
+            pattern_doc="a name (letters, digits, _ and -)",
+        ),
+    )
+    cluster_scan: str = field(
+        default="lockbreak",
+        metadata=doc(
+            "how pages are taken out of nonlinear mappings: lockbreak (the list's lock is offered after each round "
+            "over it, 2.6.7 on), or a plugin's: resched",
             pattern=PART_NAME,
             pattern_doc="a name (letters, digits, _ and -)",
         ),

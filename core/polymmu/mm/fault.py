@@ -32,7 +32,7 @@ from polymmu.mm.frames import (
     put_page,
 )
 from polymmu.mm.hugetlb import hugetlb_fault, populate_huge
-from polymmu.mm.linear import linear_page_index
+from polymmu.mm.linear import linear_index
 from polymmu.mm.pagecache import find_or_read_page, is_cached_at
 from polymmu.mm.tables import (
     alloc_entry,
@@ -280,7 +280,7 @@ def _new_anon(kernel: ArchKernel, vma: vm_area_struct, page: int, pfn: int) -> N
     frames = kernel.frames
     frames.mapcount[pfn] = 1
     frames.mapping[pfn] = page_mapping_of(vma)
-    frames.index[pfn] = linear_page_index(vma, page)
+    frames.index[pfn] = linear_index(vma, page)
     vma.vm_mm.anon_rss += 1
     lru_cache_add(kernel, pfn)
 
@@ -405,7 +405,7 @@ def _map_in_table(vma: vm_area_struct, pages: NDArray[np.uint64], write: bool) -
         table = kernel.frames.table
         table[MAPCOUNT][pfns] = 1
         table[MAPPING][pfns] = page_mapping_of(vma)
-        table[INDEX][pfns] = linear_page_index(vma, lowest) + slots
+        table[INDEX][pfns] = linear_index(vma, lowest) + slots
         mm.anon_rss += len(pfns)
         lru_cache_add_run(kernel, pfns)
     _enter_run(vma, lowest, ptep, slots, values)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from polymmu.structs import vm_area_struct
 
-__all__ = ["last_index", "linear_page_index", "vma_address", "vma_pages"]
+__all__ = ["last_index", "linear_index", "vma_address", "vma_pages"]
 
 
 def vma_pages(vma: vm_area_struct) -> int:
@@ -20,7 +20,7 @@ def last_index(vma: vm_area_struct) -> int:
     return vma.vm_pgoff + vma_pages(vma) - 1
 
 
-def linear_page_index(vma: vm_area_struct, addr: int) -> int:
+def linear_index(vma: vm_area_struct, addr: int) -> int:
     """Index of the page at ``addr``."""
     return vma.vm_pgoff + ((addr - vma.vm_start) >> vma.vm_mm.layout.page_shift)
 

@@ -27,7 +27,7 @@ from polymmu.mm.anon_vma import (
     same_anon,
     unlink_anon_vma,
 )
-from polymmu.mm.linear import last_index, vma_pages
+from polymmu.mm.linear import last_index, linear_index, vma_pages
 from polymmu.mm.pagecache import get_file, put_file
 from polymmu.structs import (
     VM_DONTEXPAND,
@@ -52,6 +52,7 @@ __all__ = [
     "find_vma_intersection",
     "find_vma_prev",
     "last_index",
+    "linear_index",
     "remove_vma",
     "set_vma_flags",
     "split_vma",
