@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from polymmu.hooks import ArchKernel
-from polymmu.mm import rmap
+from polymmu.mm import rmap, tables
 from polymmu.mm.mm import mmput
 from polymmu.mm.mmap import do_mmap
 from polymmu.mm.pagecache import new_file, put_file
@@ -32,7 +32,7 @@ def file_pte(index: int) -> int:
 @pytest.fixture(autouse=True)
 def file_ptes(monkeypatch: pytest.MonkeyPatch) -> None:
     """File ptes for the toy: the page's index above bit 12, and a bit of their own."""
-    known = rmap.format_of
+    known = tables.format_of
 
     def format_of(mm: mm_struct, level: int) -> Any:
         assert level == mm.layout.pte_level

@@ -14,7 +14,7 @@ from polymmu.errors import SyscallError, UserMistake
 from polymmu.hooks import ArchKernel
 from polymmu.machine import Machine
 from polymmu.mm import anon_vma as anon_vmas
-from polymmu.mm import fault, fork, rmap, vma
+from polymmu.mm import fork, rmap, vma
 from polymmu.mm.anon_vma import page_anon_vma, put_anon_vma
 from polymmu.mm.fork import dup_mm
 from polymmu.mm.frames import get_page, put_page
@@ -483,7 +483,7 @@ def touched() -> tuple[Machine, Any, int]:
 
 
 def test_the_sanitizer_names_a_page_with_a_wrong_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fault, "linear_index", lambda area, addr: 7)
+    monkeypatch.setattr(anon_vmas, "linear_index", lambda area, addr: 7)
     machine, _, _ = touched()
     assert violations(machine) == {"INV-RMAP"}
 

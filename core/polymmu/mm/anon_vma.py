@@ -17,8 +17,12 @@ First reading: ``anon_vma_prepare``, ``anon_vma_fork``.
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
+from polymmu.hardware.ram import INDEX, MAPPING
 from polymmu.hooks import ArchKernel
-from polymmu.mm.linear import vma_pages
+from polymmu.mm.linear import linear_index, vma_pages
 from polymmu.structs import VM_EXEC, VM_READ, VM_WRITE, anon_vma, vm_area_struct
 
 __all__ = [
@@ -27,13 +31,15 @@ __all__ = [
     "anon_vma_link",
     "anon_vma_prepare",
     "may_share",
+    "page_add_anon_rmap",
+    "page_add_anon_rmaps",
     "page_anon_vma",
-    "page_mapping_of",
     "put_anon_vma",
     "same_anon",
     "unlink_anon_vma",
 ]
 
+Numbers = NDArray[np.int64]
 VM_RIGHTS = VM_READ | VM_WRITE | VM_EXEC
 
 
@@ -118,10 +124,20 @@ def _new_anon_vma(kernel: ArchKernel, root: anon_vma | None) -> anon_vma:
 
 
 # ------------------------------------------------------------------ pages
-def page_mapping_of(vma: vm_area_struct) -> int:
-    """What MAPPING says of a page that is first mapped, anonymous, by ``vma``."""
+def page_add_anon_rmap(vma: vm_area_struct, addr: int, pfn: int) -> None:
+    """``vma`` is about to map the anonymous page at ``addr``, which nothing maps, or only its family."""
     assert vma.anon_vma is not None
-    return -1 - vma.anon_vma.root.slot
+    frames = vma.vm_mm.kernel.frames
+    frames.mapping[pfn] = -1 - vma.anon_vma.root.slot
+    frames.index[pfn] = linear_index(vma, addr)
+
+
+def page_add_anon_rmaps(vma: vm_area_struct, addr: int, slots: Numbers, pfns: Numbers) -> None:
+    """``page_add_anon_rmap`` of many: page ``slots[n]``, counted from ``addr``, is ``pfns[n]``."""
+    assert vma.anon_vma is not None
+    table = vma.vm_mm.kernel.frames.table
+    table[MAPPING][pfns] = -1 - vma.anon_vma.root.slot
+    table[INDEX][pfns] = linear_index(vma, addr) + slots
 
 
 def page_anon_vma(kernel: ArchKernel, pfn: int) -> anon_vma | None:

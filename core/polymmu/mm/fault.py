@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polymmu.errors import SegmentationFault, SyscallError, syscall_error
-from polymmu.hardware.ram import INDEX, MAPCOUNT, MAPPING, NONZERO
+from polymmu.hardware.ram import MAPCOUNT, NONZERO
 from polymmu.hooks import ArchKernel
 from polymmu.mm.access import vma_allowing
-from polymmu.mm.anon_vma import page_mapping_of
+from polymmu.mm.anon_vma import page_add_anon_rmap, page_add_anon_rmaps
 from polymmu.mm.frames import (
     alloc_page,
     alloc_run,
@@ -32,7 +32,6 @@ from polymmu.mm.frames import (
     put_page,
 )
 from polymmu.mm.hugetlb import hugetlb_fault, populate_huge
-from polymmu.mm.linear import linear_index
 from polymmu.mm.pagecache import find_or_read_page, is_cached_at
 from polymmu.mm.tables import (
     alloc_entry,
@@ -279,8 +278,7 @@ def _new_anon(kernel: ArchKernel, vma: vm_area_struct, page: int, pfn: int) -> N
     """Account for the first mapping of a fresh page; the pte takes over the caller's reference."""
     frames = kernel.frames
     frames.mapcount[pfn] = 1
-    frames.mapping[pfn] = page_mapping_of(vma)
-    frames.index[pfn] = linear_index(vma, page)
+    page_add_anon_rmap(vma, page, pfn)
     vma.vm_mm.anon_rss += 1
     lru_cache_add(kernel, pfn)
 
@@ -402,10 +400,8 @@ def _map_in_table(vma: vm_area_struct, pages: NDArray[np.uint64], write: bool) -
         spare, pfns = pfns[~still[: len(pfns)]], pfns[still[: len(pfns)]]
         slots, values = slots[still], values[still]
     if write:
-        table = kernel.frames.table
-        table[MAPCOUNT][pfns] = 1
-        table[MAPPING][pfns] = page_mapping_of(vma)
-        table[INDEX][pfns] = linear_index(vma, lowest) + slots
+        kernel.frames.table[MAPCOUNT][pfns] = 1
+        page_add_anon_rmaps(vma, lowest, slots, pfns)
         mm.anon_rss += len(pfns)
         lru_cache_add_run(kernel, pfns)
     _enter_run(vma, lowest, ptep, slots, values)

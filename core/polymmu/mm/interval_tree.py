@@ -93,13 +93,15 @@ class IntervalTree:
 
     def remove(self, vma: vm_area_struct) -> None:
         node = self._nodes.pop(vma.slot)
+        leaves = node
         if node.left is not None and node.right is not None:
-            following = _leftmost(node.right)
-            node.vma, node.start, node.last = following.vma, following.start, following.last
+            leaves = _leftmost(node.right)
+            node.vma, node.start, node.last = leaves.vma, leaves.start, leaves.last
             self._nodes[node.vma.slot] = node
-            node = following
-        self._put_in_place_of(node, node.left or node.right)
-        self._rebalance(node.parent)
+        self._put_in_place_of(leaves, leaves.left or leaves.right)
+        self._rebalance(leaves.parent)
+        if leaves is not node:
+            self._rebalance(node)
 
     def _new_node(self, vma: vm_area_struct) -> Node:
         last = last_index(vma)
@@ -130,9 +132,10 @@ class IntervalTree:
 
     # ------------------------------------------------------------------ balance
     def _rebalance(self, node: Node | None) -> None:
-        """Something below ``node`` changed: put heights and reach right from there up to the root."""
+        """Something below ``node`` changed, or itself: put heights and reach right from there on up."""
         while node is not None:
-            lean = _height(node.left) - _height(node.right)
+            left, right = node.left, node.right
+            lean = (left.height if left is not None else 0) - (right.height if right is not None else 0)
             if lean > 1:
                 assert node.left is not None
                 if _height(node.left.left) < _height(node.left.right):
@@ -143,8 +146,8 @@ class IntervalTree:
                 if _height(node.right.right) < _height(node.right.left):
                     self._rotate_right(node.right)
                 node = self._rotate_left(node)
-            else:
-                _update(node)
+            elif not _update(node):
+                return
             node = node.parent
 
     def _rotate_left(self, node: Node) -> Node:
@@ -184,12 +187,16 @@ def _height(node: Node | None) -> int:
     return node.height if node is not None else 0
 
 
-def _update(node: Node) -> None:
+def _update(node: Node) -> bool:
+    """Take height and reach from the children; whether they changed, which the parent must know."""
     height, reach = 0, node.last
     for child in (node.left, node.right):
         if child is not None:
-            height, reach = max(height, child.height), max(reach, child.subtree_last)
+            height = max(height, child.height)
+            reach = max(reach, child.subtree_last)
+    changed = height + 1 != node.height or reach != node.subtree_last
     node.height, node.subtree_last = height + 1, reach
+    return changed
 
 
 class IntervalTrees:
