@@ -8,9 +8,16 @@ from typing import Any
 from polymmu.variants import hookimpl
 from polymmu_history.clusters import ReschedulingScan
 from polymmu_history.gather import PercpuGather, StackGather
-from polymmu_history.vma_list import VmaLists
+from polymmu_history.vma_trees import NarrowPrioTrees, VmaLists
 
-__all__ = ["PercpuGather", "ReschedulingScan", "StackGather", "VmaLists", "kernel_variants"]
+__all__ = [
+    "NarrowPrioTrees",
+    "PercpuGather",
+    "ReschedulingScan",
+    "StackGather",
+    "VmaLists",
+    "kernel_variants",
+]
 
 
 @hookimpl
@@ -19,5 +26,5 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
     return {
         "cluster_scan": {"resched": ReschedulingScan},
         "gather": {"percpu": PercpuGather, "stack": StackGather},
-        "rmap_tree": {"list": VmaLists},
+        "rmap_tree": {"list": VmaLists, "prio-narrow": NarrowPrioTrees},
     }

@@ -24,8 +24,9 @@ from polymmu.mm.mprotect import do_mprotect
 from polymmu.mm.mremap import do_mremap
 from polymmu.mm.pagecache import new_file, put_file
 from polymmu.mm.rmap import Unmapped, page_lock_anon_vma, page_referenced, try_to_unmap
+from polymmu.registry import replaced
 from polymmu.structs import PG_DIRTY, PG_REFERENCED, VM_READ, VM_SHARED, mm_struct
-from tests.mm.toy import ARCHES, PAGE, PUD, RW, boot, frame_at, load, new_mm, pte_at, state, store
+from tests.mm.toy import ARCHES, PAGE, PUD, RW, TOY, boot, frame_at, load, new_mm, pte_at, state, store
 from tests.rmap.brute import all_mappings, walked
 
 NAMES = ("x86_64", "x86", "x86-pae", "ia64", "ppc64", "sparc64", "s390", "s390-31")
@@ -110,7 +111,7 @@ def test_a_page_names_its_anon_vma_and_index_from_its_first_mapping_until_it_is_
     kernel = boot()
     mm, at = anonymous(kernel)
     pfn = frame_at(mm, at + PAGE)
-    area = mm.vmas.values()[0]
+    area = mm.vmas[at]
     assert page_anon_vma(kernel, pfn) is area.anon_vma
     assert kernel.frames.index[pfn] == at // PAGE + 1
     do_munmap(mm, at, 4 * PAGE)
@@ -161,6 +162,83 @@ def test_split_and_merged_vmas_stay_in_one_family() -> None:
     do_mprotect(mm, at + PAGE, PAGE, RW)
     assert len(mm.vmas) == 1
     assert [walked(kernel, pfn) for pfn in pfns] == [[(mm.slot, at + n * PAGE)] for n in range(4)]
+
+
+# ---------------------------------------------------------------------- the file's side, A7.4, A7.5
+def test_a_split_enters_the_new_vma_first_and_moves_the_boundary_of_the_old_one_out_of_the_tree() -> None:
+    kernel = boot()
+    file = new_file(kernel, "f", 8 * PAGE)
+    mm = new_mm(kernel)
+    at = do_mmap(mm, PUD, 8 * PAGE, RW, fixed=True, file=file)
+    store(mm, at)
+    area = mm.vmas[at]
+    known = file.mapping.i_mmap
+    log: list[str] = []
+
+    class Logged:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(known, name)
+
+        def insert(self, each: Any) -> None:
+            log.append(f"insert {'old' if each is area else 'new'}")
+            assert file.mapping.i_mmap_lock.held
+            known.insert(each)
+
+        def remove(self, each: Any) -> None:
+            log.append(f"remove {'old' if each is area else 'new'}")
+            assert (each.vm_start, each.vm_end) == (at, at + 8 * PAGE)
+            assert area.anon_vma.root.lock.held
+            known.remove(each)
+
+    file.mapping.i_mmap = Logged()
+    vma.split_vma(area, at + 4 * PAGE, new_below=False)
+    assert log == ["insert new", "remove old", "insert old"]
+    assert not file.mapping.i_mmap_lock.held
+
+
+@pytest.mark.parametrize("tree", ["interval", "prio", "list"])
+def test_a_forked_childs_vma_is_met_after_its_parents(tree: str) -> None:
+    kernel = boot(rmap_tree=tree)
+    file = new_file(kernel, "f", 8 * PAGE)
+    mm = new_mm(kernel)
+    do_mmap(mm, PUD, 8 * PAGE, RW, fixed=True, file=file)
+    do_mmap(mm, 2 * PUD, 8 * PAGE, RW, fixed=True, file=file)
+    first = dup_mm(mm)
+    second = dup_mm(mm)
+    grandchild = dup_mm(first)
+    met = [area.vm_mm.slot for area in file.mapping.i_mmap]
+    assert len(met) == 8
+    for parent, child in ((mm, first), (mm, second), (first, grandchild)):
+        seen = [slot for slot in met if slot in (parent.slot, child.slot)]
+        assert seen[0] == parent.slot
+
+
+@pytest.mark.parametrize("lock", ["mutex", "spin"])
+@pytest.mark.parametrize("of_file", [False, True])
+def test_a_move_holds_the_locks_of_the_walks_while_ptes_are_nowhere_and_not_while_it_makes_tables(
+    of_file: bool, lock: str
+) -> None:
+    """Making tables may sleep, which below a spinlock is an error of its own."""
+    moved: list[bool] = []
+
+    def ptep_get_and_clear(mm: mm_struct, addr: int, ptep: int, n: int, tlb: Any) -> Any:
+        area = mm.vmas.get(PUD)
+        if tlb is None and area is not None:
+            moved.append(
+                area.anon_vma.root.lock.held and (not of_file or area.vm_file.mapping.i_mmap_lock.held)
+            )
+        return TOY.ops.ptep_get_and_clear(mm, addr, ptep, n, tlb)
+
+    kernel = boot(replaced(TOY, "ptep_get_and_clear", ptep_get_and_clear), i_mmap_lock=lock)
+    file = new_file(kernel, "f", 8 * PAGE) if of_file else None
+    mm = new_mm(kernel)
+    at = do_mmap(mm, PUD, 8 * PAGE, RW, fixed=True, file=file)
+    for n in range(8):
+        store(mm, at + n * PAGE)
+    do_mremap(mm, at, 8 * PAGE, 8 * PAGE, new_addr=5 * PUD + PAGE)
+    assert moved
+    assert all(moved)
+    assert not mm.vmas[5 * PUD + PAGE].anon_vma.root.lock.held
 
 
 # ---------------------------------------------------------------------- page_referenced, A6.2
@@ -359,7 +437,7 @@ def test_a_sleeper_whose_reference_is_the_last_backs_out_and_frees() -> None:
     anon: Any = page_anon_vma(kernel, pfn)
 
     def everybody_leaves() -> None:
-        area = mm.vmas.values()[0]
+        area = mm.vmas[at]
         del anon.vmas[area.slot]
         area.anon_vma = None
         put_anon_vma(kernel, anon)

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from polymmu.mm.interval_tree import IntervalTree
 from polymmu.mm.prio_tree import PrioTree
 from polymmu.structs import vm_area_struct
+from polymmu_history.vma_trees import NarrowPrioTree
 from tests.rmap.vmas import check_interval, check_prio, overlap, pages_of, slots, vma_at
 
 TREES: dict[str, Callable[[], Any]] = {
@@ -219,14 +220,7 @@ def test_an_expansion_that_empties_the_tree_on_the_way_begins_with_one_bit_again
     check_prio(tree)
 
 
-class NarrowTree(PrioTree):
-    """Overflow told apart by index_bits of the size, as before 2004-11."""
-
-    def size_bits(self) -> int:
-        return self.index_bits
-
-
-@pytest.mark.parametrize("kind", [PrioTree, NarrowTree])
+@pytest.mark.parametrize("kind", [PrioTree, NarrowPrioTree])
 def test_what_is_told_apart_by_size_is_found_again_after_an_expansion(kind: type[PrioTree]) -> None:
     """Corpus 60, the sibling of 2004-11. Four bits tell four vmas apart on the way to page 0; below them are those
     that begin there, by size: 10, 9 and 8 right of 11, for their bit 3 is set. After an expansion to five bits the

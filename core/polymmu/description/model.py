@@ -155,7 +155,7 @@ class KernelChoice:
         default="interval",
         metadata=doc(
             "how a file's vmas are found by page: interval (an interval tree, 3.7 on), prio (a radix priority search "
-            "tree, 2.6.7 to 3.6), or a plugin's: list",
+            "tree, 2.6.7 to 3.6), or a plugin's: list, prio-narrow",
             pattern=PART_NAME,
             pattern_doc="a name (letters, digits, _ and -)",
         ),

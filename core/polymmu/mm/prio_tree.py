@@ -37,6 +37,13 @@ class Node:
     right: Node | None = None
     parent: Node | None = None
 
+    def further_child(self) -> Node | None:
+        """The child that reaches further, the left one of equals; None: there is none."""
+        left, right = self.left, self.right
+        if left is None or right is None:
+            return left or right
+        return left if left.heap >= right.heap else right
+
     def hang_left(self, child: Node) -> None:
         """``child`` becomes the left one."""
         self.left = child
@@ -164,9 +171,8 @@ class PrioTree:
     def _take_out(self, node: Node) -> None:
         """Everything on the way down by the furthest reach moves up by one."""
         leaf = node
-        while leaf.left is not None or leaf.right is not None:
-            left, right = leaf.left, leaf.right
-            leaf = left if right is None or (left is not None and left.heap >= right.heap) else right  # type: ignore[assignment]
+        while (below := leaf.further_child()) is not None:
+            leaf = below
         self._link(leaf, None)
         if leaf.parent is None:
             self.index_bits = 1

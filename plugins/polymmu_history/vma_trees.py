@@ -1,5 +1,9 @@
-"""A file's vmas as a list (``rmap_tree: list``), before there was a tree for them (Linux 2.6.7): each walk from a page
-looks at all of them."""
+"""How a file's vmas were kept before (``rmap_tree``).
+
+``list``, until Linux 2.6.6: each walk from a page looks at all of them. ``prio-narrow``, 2.6.7 to 2004-11: the priority
+search tree that told those beginning alike apart by as many bits of the size as the index had. After an expansion
+the same pages are looked for elsewhere, and get a second node instead of joining their equals.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ from collections.abc import Iterator
 from polymmu.description.model import KernelChoice
 from polymmu.hooks import ArchKernel
 from polymmu.mm.linear import last_index
+from polymmu.mm.prio_tree import PrioTree, PrioTrees
 from polymmu.structs import VmaTree, vm_area_struct
 
-__all__ = ["VmaList", "VmaLists"]
+__all__ = ["NarrowPrioTree", "NarrowPrioTrees", "VmaList", "VmaLists"]
 
 
 class VmaList:
@@ -58,3 +63,17 @@ class VmaLists:
     def new_tree(self) -> VmaTree:
         """A file's."""
         return VmaList()
+
+
+class NarrowPrioTree(PrioTree):
+    """See the top of the module."""
+
+    def size_bits(self) -> int:
+        return self.index_bits
+
+
+class NarrowPrioTrees(PrioTrees):
+    """``rmap_tree: prio-narrow``."""
+
+    def new_tree(self) -> VmaTree:
+        return NarrowPrioTree(self.bits)
