@@ -36,6 +36,8 @@ from polymmu_x86.entries import (
     CR4_PSE,
     EFER_NXE,
     PS,
+    SOFT_32,
+    SOFT_PAE,
     P,
     bits,
     entry,
@@ -131,7 +133,7 @@ def format_of(section: X86Config, registers: Mapping[str, int], level: int) -> E
     top = section.phys_bits
     if not is_pae(registers):
         if level == 1:
-            return entry(address=bits(31, 12), is_last=True, nx=None)
+            return entry(address=bits(31, 12), is_last=True, nx=None, soft=SOFT_32)
         if not registers["cr4"] & CR4_PSE:
             return entry(address=bits(31, 12), nx=None)
         # A 4 MiB page: frame in 31:22, and physical bits 39:32 in 20:13 (PSE-36), as many as there are.
@@ -167,7 +169,7 @@ def format_of(section: X86Config, registers: Mapping[str, int], level: int) -> E
             reserved_table=beyond,
             reserved_leaf=beyond | bits(20, 13),
         )
-    return entry(address=bits(top - 1, 12), is_last=True, nx=nx, reserved_leaf=beyond)
+    return entry(address=bits(top - 1, 12), is_last=True, nx=nx, reserved_leaf=beyond, soft=SOFT_PAE)
 
 
 @hookimpl

@@ -31,6 +31,7 @@ from polymmu_x86.entries import (
     CR4_PSE,
     EFER_NXE,
     PS,
+    SOFT_64,
     bits,
     entry,
     fault_codes,
@@ -121,7 +122,7 @@ def format_of(section: X86_64Config, registers: Mapping[str, int], level: int) -
     shift = layout.shift_of(level)
     address = bits(top - 1, 12)
     if level == layout.pte_level:
-        return entry(address=address, is_last=True, nx=nx, reserved_leaf=beyond)
+        return entry(address=address, is_last=True, nx=nx, reserved_leaf=beyond, soft=SOFT_64)
     if level not in layout.leaf_levels:
         return entry(address=address, nx=nx, reserved_table=beyond | PS)
     # A large page: bit 12 is PAT, the bits between it and the frame are reserved.

@@ -27,7 +27,7 @@ class Observer:
         """The call that began last has finished, whether it succeeded or not."""
 
     def fault(self, mm: Any, addr: int, kind: str, n: int) -> None:
-        """``n`` faults were handled from ``addr`` on; ``kind``: minor, cow, protection, segv."""
+        """``n`` faults were handled from ``addr`` on; ``kind``: minor, cow, protection, segv, major (read back)."""
 
     # --- pages and tables
     def pages_allocated(self, n: int, what: str) -> None:
@@ -51,6 +51,9 @@ class Observer:
 
     def page_uncached(self, mapping: Any, index: int, pfn: int) -> None:
         """Page ``index`` of a file, frame ``pfn``, is about to leave the page cache."""
+
+    def page_cleaned(self, pfn: int) -> None:
+        """Frame ``pfn`` of a page cache is declared clean: it is about to be written to its file."""
 
     # --- entries
     def entries_changed(self, mm: Any, start: int, end: int, n: int, what: str) -> None:

@@ -27,12 +27,13 @@ from polymmu.events import Events
 from polymmu.hardware.cpu import Cpu
 from polymmu.mm import exec as mm_exec
 from polymmu.mm import fork as mm_fork
+from polymmu.mm import fremap as mm_fremap
 from polymmu.mm import gup as mm_gup
 from polymmu.mm import mm as mm_life
 from polymmu.mm import mmap as mm_mmap
 from polymmu.mm import mprotect as mm_mprotect
 from polymmu.mm import mremap as mm_mremap
-from polymmu.mm import pagecache, truncate
+from polymmu.mm import pagecache, reclaim, truncate
 from polymmu.mm import vma as vmas
 from polymmu.mm.frames import put_compound_page
 from polymmu.registry import Arch
@@ -49,6 +50,7 @@ from polymmu.structs import (
     VM_SHARED,
     VM_WRITE,
     File,
+    SwapArea,
     mm_struct,
 )
 
@@ -237,6 +239,16 @@ class Machine:
     def sleep(self, cycles: int) -> None:
         """The task that calls this sleeps for ``cycles``."""
         self._timed().sleep(cycles)
+
+    def reclaim(self, pages: int) -> int:
+        """Free up to so many pages, the coldest first, as Linux's kswapd does; how many went.
+
+        Raises UserMistake on a machine without a swap area.
+        """
+        if self.kernel.swap is None:
+            raise UserMistake("this machine reclaims nothing: it has no swap area (swap: 64 MiB)")
+        self.kernel.sched.cpu = self.running_cpu(None)
+        return reclaim.shrink_list(self.kernel, pages)
 
     def wait_queue(self, name: str) -> WaitQueue:
         """Where tasks can wait for each other."""
@@ -456,6 +468,20 @@ class Mm:
             raise UserMistake(f"unknown advice '{advice}' (known: dontneed)")
         mm_mmap.do_madvise_dontneed(self._enter(), addr, length)
 
+    def remap_file_pages(self, addr: int, length: int, offset: int, *, populate: bool = True) -> None:
+        """Show at [addr, addr + length) of a shared file mapping what the file has from ``offset`` on, a multiple of
+        the page size. ``populate``: bring the pages in. Raises SyscallError."""
+        page = self.machine.page_size
+        if offset % page:
+            raise syscall_error(
+                errno.EINVAL, f"offset {offset:#x} is not a multiple of the page size {page:#x}"
+            )
+        mm_fremap.do_remap_file_pages(self._enter(), addr, length, offset // page, populate=populate)
+
+    def swap_out(self, addr: int, length: int) -> int:
+        """Write the pages of a range out and free them, anonymous ones to the swap area; how many went."""
+        return reclaim.do_swap_out(self._enter(), addr, length)
+
     def gup_fast(self, addr: int, write: bool = False) -> int:
         """The frame behind ``addr``, held until ``put``: found without locks where the architecture can.
 
@@ -542,6 +568,7 @@ def assemble(machine: Machine, workload: str, workload_sha256: str, extra: dict[
         "tlb": tlbs,
         "walk": walk,
         **sections,
+        **swap_section(kernel.swap),
         "flushes": machine.flushes.section(),
         "latency": kernel.sched.latency(),
         "cycles": cycles,
@@ -555,6 +582,15 @@ def assemble(machine: Machine, workload: str, workload_sha256: str, extra: dict[
             "workload_sha256": workload_sha256,
             "set": list(machine.sets),
         },
+    }
+
+
+def swap_section(area: SwapArea | None) -> dict[str, Any]:
+    """The ``swap`` section of a report, where there is a swap area."""
+    if area is None:
+        return {}
+    return {
+        "swap": {"out": area.written, "in": area.read, "slots": area.slots - 1, "used": len(area.swap_map)}
     }
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "GatherBatch",
     "Kernel",
     "Shape",
+    "SwapArea",
     "VmaTree",
     "address_space",
     "mm_struct",
@@ -73,6 +74,8 @@ PG_GATHER = 1 << 8  # a gather's batch page
 PG_ACTIVE = 1 << 9
 PG_HEAD = 1 << 10  # first frame of a huge page; PRIVATE is log2 of how many it has
 PG_TAIL = 1 << 11  # another frame of it; INDEX is the first
+PG_LOCKED = 1 << 12  # somebody decides what becomes of it (mm.pagelock)
+PG_SWAPCACHE = 1 << 13  # in the swap cache; PRIVATE is its slot
 
 
 @attrs.frozen(kw_only=True)
@@ -271,6 +274,8 @@ class File:
     huge_size: int = 0
     mmap: Callable[[File, vm_area_struct], None] | None = None
     read_page: Callable[[int], bytes] | None = None
+    written: dict[int, bytes] = attrs.field(factory=dict[int, bytes])
+    """Pages that reclaim wrote back, by index: they are read again from here."""
 
 
 @attrs.define(eq=False, slots=True)
@@ -287,6 +292,26 @@ class anon_vma:
     references: int = 0
     root: anon_vma = None  # type: ignore[assignment]  # set by whoever allocates it from the slab
     vmas: dict[int, vm_area_struct] = attrs.field(factory=dict)
+
+
+@attrs.define(eq=False, slots=True)
+class SwapArea:
+    """Where anonymous pages go when memory runs short: ``slots`` places of a page each, the first never used.
+
+    ``swap_map``: how many name a slot, ptes and the cache; free slots are not in it. ``contents``: what was written
+    there (empty: zeroes). ``cache``: pages of slots that are in memory too. ``freed``: free slots that were used, last
+    freed last; from ``bump`` on none was ever used. ``written``, ``read``: pages that went out, and came in.
+    """
+
+    lock: Spinlock
+    slots: int
+    swap_map: dict[int, int] = attrs.field(factory=dict[int, int])
+    contents: dict[int, bytes] = attrs.field(factory=dict[int, bytes])
+    cache: dict[int, int] = attrs.field(factory=dict[int, int])
+    freed: list[int] = attrs.field(factory=list[int])
+    bump: int = 1
+    written: int = 0
+    read: int = 0
 
 
 @attrs.define(eq=False, slots=True)
@@ -320,7 +345,8 @@ class mm_struct:
 
     ``pgd``: physical address of the root table. ``layout``: its shape (an arch may grow it at run time).
     ``vmas``: start address -> vma, ordered. Counters as in Linux: ``map_count`` vmas, ``total_vm`` pages
-    mapped by vmas, ``anon_rss`` / ``file_rss`` pages present, ``nr_tables[level]`` live tables below the root
+    mapped by vmas, ``anon_rss`` / ``file_rss`` pages present, ``swapents`` pages in the swap area,
+    ``nr_tables[level]`` live tables below the root
     by level. ``cpu_mask``: CPUs whose TLB may hold translations of it. ``context``: the arch's own state.
     """
 
@@ -343,6 +369,7 @@ class mm_struct:
     total_vm: int = 0
     anon_rss: int = 0
     file_rss: int = 0
+    swapents: int = 0
     hiwater_rss: int = 0
     nr_tables: list[int] = attrs.field(factory=list)
     start_brk: int = 0
@@ -449,3 +476,9 @@ class Kernel(Generic[Ops]):
     """A run of one entry to hand to ``set_pte`` at a fault; making an array each time took 4 % of one."""
     active_mm: list[mm_struct | None] = attrs.field(factory=list)
     """Per CPU: the mm whose tables it has loaded."""
+    swap: SwapArea | None = None
+    """None: no page leaves memory but with its last user."""
+    reclaim: Callable[[], bool] | None = None
+    """Where there is a swap area: frees some pages, or says that there are none (mm.reclaim)."""
+    page_locks: dict[int, Mutex] = attrs.field(factory=dict[int, Mutex])
+    """By frame; of those that were ever locked."""

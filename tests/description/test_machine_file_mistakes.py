@@ -13,7 +13,7 @@ from polymmu.errors import UserMistake
 Refusal = Callable[..., str]
 
 HEAD = "name: m\narch: toy\nmemory: 1 GiB\n"
-TOP = "machine, name, summary, arch, cpus, memory, kernel, tlbs, walk_caches, costs, seed, toy"
+TOP = "machine, name, summary, arch, cpus, memory, swap, kernel, tlbs, walk_caches, costs, seed, toy"
 TLB = "level, holds, page_sizes, entries, ways, replacement, hit_cycles"
 
 

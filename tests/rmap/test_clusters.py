@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from polymmu.hooks import ArchKernel
-from polymmu.mm import rmap, tables
 from polymmu.mm.mm import mmput
 from polymmu.mm.mmap import do_mmap
 from polymmu.mm.pagecache import new_file, put_file
@@ -22,24 +20,11 @@ from tests.rmap.brute import all_mappings
 
 CLUSTER = PMD
 """Sixteen pages: a pte table of the toy, which is less than 32 pages."""
-FILE_PTE = 1 << 40
 
 
 def file_pte(index: int) -> int:
-    return FILE_PTE | index << 12
-
-
-@pytest.fixture(autouse=True)
-def file_ptes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """File ptes for the toy: the page's index above bit 12, and a bit of their own."""
-    known = tables.format_of
-
-    def format_of(mm: mm_struct, level: int) -> Any:
-        assert level == mm.layout.pte_level
-        assert known(mm, level).address_shift == 0
-        return SimpleNamespace(file=SimpleNamespace(make=file_pte))
-
-    monkeypatch.setattr(rmap, "format_of", format_of)
+    """The toy's: bit 6, the page's index above bit 12."""
+    return 1 << 6 | index << 12
 
 
 def nonlinear(kernel: ArchKernel, mm: mm_struct, file: File, at: int, pages: int) -> vm_area_struct:

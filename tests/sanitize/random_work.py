@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -133,9 +133,42 @@ class Worker:
             child.exit()
 
 
-def machine(name: str, cpus: int, seed: int, driver: str, **hooks: Callable[..., Any]) -> Machine:
+class Swapper(Worker):
+    """A worker whose pages come and go, and whose file is seen in any order."""
+
+    def step(self) -> None:
+        if self.mine is None or self.rng.random() < 0.02:
+            self.map_or_unmap()
+        stays = (*[self.load] * 5, *[self.store] * 4, self.touch_shared, self.work_on_file, self.work_on_file)
+        goes = (self.swap_out, self.swap_out, self.reclaim, self.remap, self.truncate)
+        self.rng.choice((*stays, *goes, self.fork, self.move, self.protect, self.pin))()
+
+    def swap_out(self) -> None:
+        at, pages = self.rng.choice(
+            ((self.mine, self.pages), (self.shared, SHARED), (self.mapped_file, FILE))
+        )
+        if at is not None:
+            first = self.rng.randrange(pages)
+            self.mm.swap_out(at + first * self.page, self.rng.randint(1, pages - first) * self.page)
+
+    def reclaim(self) -> None:
+        self.machine.reclaim(self.rng.randint(1, 8))
+
+    def remap(self) -> None:
+        if self.mapped_file is not None and self.machine.kernel.shape.pte.file is not None:
+            first, shown = self.rng.randrange(FILE), self.rng.randrange(FILE)
+            at, pages = self.mapped_file + first * self.page, self.rng.randint(1, FILE - max(first, shown))
+            with contextlib.suppress(SyscallError, SegmentationFault):  # private, or cut off meanwhile
+                self.mm.remap_file_pages(
+                    at, pages * self.page, shown * self.page, populate=self.rng.random() < 0.5
+                )
+
+
+def machine(
+    name: str, cpus: int, seed: int, driver: str, *, sets: Sequence[str] = (), **hooks: Callable[..., Any]
+) -> Machine:
     """A machine with its referee; ``hooks`` are answered otherwise than the arch does."""
-    description, arch = Machine.describe(name, sets=[f"cpus={cpus}", "memory=256 MiB", f"seed={seed}"])
+    description, arch = Machine.describe(name, sets=[f"cpus={cpus}", "memory=256 MiB", f"seed={seed}", *sets])
     for hook, function in hooks.items():
         arch = replaced(arch, hook, function)
     return Machine(description, arch, driver=driver, sanitize=True)
@@ -180,19 +213,27 @@ def race_of_walkers(made: Machine, seed: int, rounds: int = 8) -> None:
     mm.exit()
 
 
-def solo_run(name: str, seed: int, steps: int = 150, fails: Callable[[str], bool] | None = None) -> Machine:
+def solo_run(
+    name: str,
+    seed: int,
+    steps: int = 150,
+    fails: Callable[[str], bool] | None = None,
+    *,
+    kind: type[Worker] = Worker,
+    sets: Sequence[str] = (),
+) -> Machine:
     """Two programs take turns on three CPUs, one step at a time.
 
     ``fails``: asked at each allocation once the programs have begun; a step that fails for it has not happened.
     """
-    made = machine(name, 3, seed, "solo")
+    made = machine(name, 3, seed, "solo", sets=sets)
     rng = random.Random(seed)
     file = made.new_file(FILE * made.page_size)
     workers = []
     for n in range(2):
         mm = made.new_mm()
         shared = mm.mmap(SHARED * made.page_size)
-        workers.append(Worker(made, made.cpus[0], mm, shared, file, seed * 7 + n))
+        workers.append(kind(made, made.cpus[0], mm, shared, file, seed * 7 + n))
     made.kernel.free.fail_next = fails
     for _ in range(steps):
         worker, cpu = rng.choice(workers), rng.choice(made.cpus)
@@ -210,9 +251,17 @@ def solo_run(name: str, seed: int, steps: int = 150, fails: Callable[[str], bool
     return finished(made)
 
 
-def timed_run(name: str, seed: int, steps: int = 60, **hooks: Callable[..., Any]) -> Machine:
+def timed_run(
+    name: str,
+    seed: int,
+    steps: int = 60,
+    *,
+    kind: type[Worker] = Worker,
+    sets: Sequence[str] = (),
+    **hooks: Callable[..., Any],
+) -> Machine:
     """Three threads of one program on a CPU each, and another program that shares CPU 0 with the first."""
-    made = machine(name, 3, seed, "timed", **hooks)
+    made = machine(name, 3, seed, "timed", sets=sets, **hooks)
     file = made.new_file(FILE * made.page_size)
     threads, alone = made.new_mm(), made.new_mm()
     shared = {mm: mm.mmap(SHARED * made.page_size) for mm in (threads, alone)}
@@ -228,7 +277,7 @@ def timed_run(name: str, seed: int, steps: int = 60, **hooks: Callable[..., Any]
         return run
 
     for n, (cpu, mm) in enumerate(places):
-        worker = Worker(made, made.cpus[cpu], mm, shared[mm], file, seed * 31 + n)
+        worker = kind(made, made.cpus[cpu], mm, shared[mm], file, seed * 31 + n)
         made.spawn(f"task {n}", cpu, mm, body(worker))
     made.run_tasks()
     for mm in (threads, alone):

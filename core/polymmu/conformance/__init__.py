@@ -21,6 +21,7 @@ from polymmu.conformance.leftovers import Exit
 from polymmu.conformance.programs import Notes, Sharing
 from polymmu.conformance.random_programs import Programs
 from polymmu.conformance.run import Outcome, run
+from polymmu.conformance.soft import SoftEntries
 
 __all__ = [
     "GROUPS",
@@ -39,6 +40,7 @@ __all__ = [
     "Programs",
     "RangeWalks",
     "Sharing",
+    "SoftEntries",
     "Suite",
     "TableFreeing",
     "Tlb",
@@ -52,6 +54,7 @@ __all__ = [
 GROUPS: tuple[type[Checks], ...] = (
     Layout,
     Entries,
+    SoftEntries,
     RangeWalks,
     Walker,
     Faults,

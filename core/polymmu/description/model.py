@@ -115,6 +115,7 @@ class Costs:
     flush_all: int = cycles(300, "invalidating a whole address space locally")
     ipi: int = cycles(2000, "interrupting one other CPU and waiting for it")
     context_switch: int = cycles(1500, "loading another address space")
+    page_io: int = cycles(100_000, "reading a page from the swap area, or writing one there or to its file")
 
 
 @attrs.frozen(kw_only=True)
@@ -208,6 +209,11 @@ class MachineDescription:
     cpus: int = field(default=1, metadata=doc("number of CPUs", minimum=1, maximum=64))
     memory: int = field(
         metadata=doc("physical memory", unit="size", minimum=1 << 20, maximum=1 << 46),
+        validator=rules.check_whole_mib,
+    )
+    swap: int = field(
+        default=0,
+        metadata=doc("swap area; 0: no page is ever reclaimed", unit="size", minimum=0, maximum=1 << 46),
         validator=rules.check_whole_mib,
     )
     kernel: KernelChoice = field(

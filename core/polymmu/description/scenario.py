@@ -109,6 +109,29 @@ class Madvise(Range):
 
 
 @attrs.frozen(kw_only=True)
+class RemapFilePages(Range):
+    """Show other pages of the file in a part of a shared mapping."""
+
+    offset: str = span("where in the file they begin")
+    populate: bool = field(default=True, metadata=doc("bring them in at once"))
+
+
+@attrs.frozen(kw_only=True)
+class Brk:
+    """Move the end of the heap."""
+
+    mm: str = own_mm()
+    length: str = span("how long the heap is to be")
+
+
+@attrs.frozen(kw_only=True)
+class Reclaim:
+    """Free cold pages, as a kernel thread does when memory runs short."""
+
+    pages: int = field(metadata=doc("how many", minimum=1, maximum=10**6))
+
+
+@attrs.frozen(kw_only=True)
 class Fork:
     """A child that shares every page copy-on-write."""
 
@@ -177,6 +200,12 @@ class Step:
     mprotect: Mprotect | None = field(default=None, metadata=doc("change a range's rights"))
     mremap: Mremap | None = field(default=None, metadata=doc("resize or move a mapping"))
     madvise: Madvise | None = field(default=None, metadata=doc("drop the pages of a range"))
+    remap_file_pages: RemapFilePages | None = field(
+        default=None, metadata=doc("put the pages of a shared file mapping in another order")
+    )
+    swap_out: Range | None = field(default=None, metadata=doc("write a range's pages out and free them"))
+    reclaim: Reclaim | None = field(default=None, metadata=doc("free cold pages, wherever they are mapped"))
+    brk: Brk | None = field(default=None, metadata=doc("move the end of the heap"))
     fork: Fork | None = field(default=None, metadata=doc("make a child's address space"))
     exit: Exit | None = field(default=None, metadata=doc("give an address space up"))
     load: Access | None = field(default=None, metadata=doc("read a byte"))

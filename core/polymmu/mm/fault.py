@@ -33,8 +33,10 @@ from polymmu.mm.frames import (
 )
 from polymmu.mm.hugetlb import hugetlb_fault, populate_huge
 from polymmu.mm.pagecache import find_or_read_page, is_cached_at
+from polymmu.mm.swap import do_swap_page, reuse_swap_page
 from polymmu.mm.tables import (
     alloc_entry,
+    enter_pte,
     entries_spanned,
     pfn_of,
     pte_lock,
@@ -42,11 +44,12 @@ from polymmu.mm.tables import (
     read_pte,
     read_ptes,
 )
-from polymmu.mm.vma import VM_RIGHTS, anon_vma_prepare
+from polymmu.mm.vma import VM_RIGHTS, anon_vma_prepare, linear_index
 from polymmu.structs import (
     PG_ANON,
     PG_DIRTY,
     PG_RESERVED,
+    VM_NONLINEAR,
     VM_PFNMAP,
     VM_SHARED,
     VM_WRITE,
@@ -124,8 +127,13 @@ def _handle_pte_fault(
         if vma.vm_file is None:
             _anonymous_fault(kernel, vma, page, ptep, access == "store")
             return "anonymous", 1
-        _file_fault(kernel, vma, page, ptep, access, addr)
+        _file_fault(kernel, vma, page, ptep, access, addr, value)
         return "minor", 1
+    if not pte.is_mapped(value):
+        if pte.file is not None and pte.file.test(value):
+            _file_fault(kernel, vma, page, ptep, access, addr, value)
+            return "minor", 1
+        return do_swap_page(vma, page, ptep, value, access == "store"), 1
     pte_lock(mm, ptep)
     if read_pte(mm, ptep) != value:  # it changed before we had the lock: look again at the retry
         pte_unlock(mm, ptep)
@@ -165,14 +173,17 @@ def _anonymous_fault(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: i
         return
     if write:
         _new_anon(kernel, vma, page, pfn)
-    _enter(kernel, vma, page, ptep, pfn, write)
+    enter_pte(kernel, vma, page, ptep, pfn, write)
     pte_unlock(mm, ptep)
 
 
 def _file_fault(
-    kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, access: str, addr: int
+    kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, access: str, addr: int, was: int
 ) -> None:
-    """First touch of a page of a mapped file: the cached page itself, or a private copy for a private store."""
+    """First touch of a page of a mapped file: the cached page itself, or a private copy for a private store.
+
+    ``was``: what stands in the pte, nothing or which page of the file it is.
+    """
     mm = vma.vm_mm
     file = vma.vm_file
     assert file is not None
@@ -183,7 +194,12 @@ def _file_fault(
     private = write and not vma.vm_flags & VM_SHARED
     if private and vma.anon_vma is None:
         anon_vma_prepare(vma)
-    index = vma.vm_pgoff + ((page - vma.vm_start) >> mm.layout.page_shift)
+    pte = kernel.shape.pte
+    index = linear_index(vma, page)
+    if pte.file is not None and pte.file.test(was):
+        if not vma.vm_flags & VM_NONLINEAR:
+            raise AssertionError(f"file pte {was:#x} at {page:#x}, where pages are in the file's order")
+        (index,) = pte.file.split(was)
     while True:
         if index * page_size >= file.size:
             raise SegmentationFault(addr, access, "beyond the end of the file")
@@ -195,7 +211,7 @@ def _file_fault(
             put_page(kernel, cached)
             raise _out_of_memory("a private copy")
         pte_lock(mm, ptep)
-        filled = read_pte(mm, ptep) != kernel.shape.pte.empty
+        filled = read_pte(mm, ptep) != was
         # Truncation writes the size, then takes the page out of the cache: a page that is still in it may be
         # mapped, for truncation has yet to come this way (A1.8).
         inside = index * page_size < file.size
@@ -208,7 +224,7 @@ def _file_fault(
                 mm.file_rss += 1
                 if write:
                     frames.flags[pfn] |= PG_DIRTY
-            _enter(kernel, vma, page, ptep, pfn, write)
+            enter_pte(kernel, vma, page, ptep, pfn, write)
         pte_unlock(mm, ptep)
         if private:
             put_page(kernel, cached)
@@ -230,7 +246,7 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
     old = pfn_of(kernel.shape, value)
     old_flags = frames.flags[old] if old < frames.count else PG_RESERVED
     shared = vma.vm_flags & VM_SHARED
-    if shared or (old_flags & PG_ANON and frames.mapcount[old] == 1):
+    if shared or (old_flags & PG_ANON and frames.mapcount[old] == 1 and reuse_swap_page(kernel, old)):
         if shared and not old_flags & PG_RESERVED:
             frames.flags[old] |= PG_DIRTY
         value = kernel.shape.pte.write.set(_dirty(kernel, _young(kernel, value)))
@@ -259,7 +275,7 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
     kernel.events.entries_changed(mm, page, page + mm.layout.page_size, 1, "replace")
     ops.ptep_clear_flush(vma, page, ptep, 1)
     _new_anon(kernel, vma, page, new)
-    _enter(kernel, vma, page, ptep, new, True)
+    enter_pte(kernel, vma, page, ptep, new, True)
     if counted:
         frames.mapcount[old] -= 1
         if old_flags & PG_ANON:
@@ -281,16 +297,6 @@ def _new_anon(kernel: ArchKernel, vma: vm_area_struct, page: int, pfn: int) -> N
     page_add_anon_rmap(vma, page, pfn)
     vma.vm_mm.anon_rss += 1
     lru_cache_add(kernel, pfn)
-
-
-def _enter(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, pfn: int, write: bool) -> None:
-    """Set the pte for ``pfn``; the table lock is held and the entry is empty."""
-    ops, shape = kernel.ops, kernel.shape
-    prot = vma.vm_page_prot
-    run = kernel.one_entry
-    run[0] = pfn << shape.pfn_shift | (shape.stored[prot] if write else prot)
-    ops.set_pte(vma.vm_mm, page, ptep, run)
-    ops.update_mmu_cache(vma, page, ptep, 1)
 
 
 def _young(kernel: ArchKernel, value: int) -> int:
@@ -478,7 +484,9 @@ def _populate_file(vma: vm_area_struct, pages: list[int], write: bool) -> tuple[
             return done + 1, done
         if read_pte(mm, ptep) == kernel.shape.pte.empty:
             try:
-                _file_fault(kernel, vma, page, ptep, "store" if write else "load", page)
+                _file_fault(
+                    kernel, vma, page, ptep, "store" if write else "load", page, kernel.shape.pte.empty
+                )
             except SyscallError:  # out of memory
                 return done + 1, done
             done += 1

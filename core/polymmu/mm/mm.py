@@ -8,6 +8,7 @@ root loaded as one more; at 0 they are freed.
 from __future__ import annotations
 
 import errno
+from functools import partial
 
 from polymmu.errors import syscall_error
 from polymmu.hardware.cpu import Cpu
@@ -17,6 +18,8 @@ from polymmu.mm.gather import tlb_finish_mmu, tlb_gather_mmu
 from polymmu.mm.grab import mmdrop, mmgrab
 from polymmu.mm.pagecache import put_file
 from polymmu.mm.pgtables import free_pgtables
+from polymmu.mm.reclaim import try_to_free_pages
+from polymmu.mm.swap import boot_swap
 from polymmu.mm.vma import remove_vma, vmas_of
 from polymmu.mm.zap import unmap_vmas
 from polymmu.sched.locks import Mutex, RwSem, Spinlock
@@ -48,6 +51,9 @@ def boot(kernel: ArchKernel) -> None:
         ),
     )
     kernel.anon_vmas = Slab("anon_vma", lambda slot: anon_vma(slot, anon_vma_lock(sched, "anon_vma_lock")))
+    boot_swap(kernel)
+    if kernel.swap is not None:
+        kernel.reclaim = partial(try_to_free_pages, kernel)
     kernel.init_mm = mm_alloc(kernel)
 
 
@@ -63,7 +69,7 @@ def mm_alloc(kernel: ArchKernel, like: mm_struct | None = None) -> mm_struct:
     mm.vmas.clear()
     mm.mmap = mm.mmap_cache = None
     mm.map_count = mm.total_vm = 0
-    mm.anon_rss = mm.file_rss = mm.hiwater_rss = 0
+    mm.anon_rss = mm.file_rss = mm.swapents = mm.hiwater_rss = 0
     mm.mm_users = mm.mm_count = 1
     mm.cpu_mask = mm.tlb_flush_pending = 0
     mm.exe_file = None
@@ -161,8 +167,8 @@ def exit_mmap(mm: mm_struct) -> None:
     layout = mm.layout
     span = layout.span_of(layout.pmd_level)
     own = -(-kernel.shape.limits.first_user_address // span)
-    if mm.map_count or mm.anon_rss or mm.file_rss or mm.nr_tables[layout.pte_level] > own:
+    if mm.map_count or mm.anon_rss or mm.file_rss or mm.swapents or mm.nr_tables[layout.pte_level] > own:
         raise AssertionError(
             f"mm {mm.serial} exits with {mm.map_count} vmas, tables {mm.nr_tables}, "
-            f"{mm.anon_rss} anonymous and {mm.file_rss} file pages left"
+            f"{mm.anon_rss} anonymous and {mm.file_rss} file pages, {mm.swapents} swap entries left"
         )

@@ -39,10 +39,11 @@ from polymmu.mm.vma import (
     vma_pages,
     vmas_of,
 )
-from polymmu.mm.zap import unmap_vmas, update_hiwater_rss, zap_page_range
+from polymmu.mm.zap import ZapDetails, unmap_vmas, update_hiwater_rss, zap_page_range
 from polymmu.structs import (
     VM_GROWSDOWN,
     VM_HUGETLB,
+    VM_NONLINEAR,
     VM_PFNMAP,
     VM_READ,
     VM_SHARED,
@@ -306,7 +307,8 @@ def do_madvise_dontneed(mm: mm_struct, start: int, length: int) -> None:
             if vma.vm_flags & (VM_PFNMAP | VM_HUGETLB):
                 raise syscall_error(errno.EINVAL, f"the mapping at {vma.vm_start:#x} keeps its pages")
             stop = min(end, vma.vm_end)
-            zap_page_range(vma, at, stop - at)
+            # A nonlinear vma must remember which pages were there.
+            zap_page_range(vma, at, stop - at, ZapDetails() if vma.vm_flags & VM_NONLINEAR else None)
             at = stop
         if at < end and unmapped is None:
             unmapped = at

@@ -21,8 +21,9 @@ from polymmu.hooks import ArchKernel
 from polymmu.mm.anon_vma import page_anon_vma, put_anon_vma
 from polymmu.mm.frames import put_page
 from polymmu.mm.linear import linear_index, vma_address
-from polymmu.mm.tables import find_entry, format_of, pfn_of, pte_lock, pte_unlock, read_pte
-from polymmu.mm.zap import update_hiwater_rss
+from polymmu.mm.swap import swap_duplicate_in
+from polymmu.mm.tables import find_entry, pfn_of, pte_lock, pte_unlock, read_pte
+from polymmu.mm.zap import collect_dirt, update_hiwater_rss
 from polymmu.structs import (
     PG_ANON,
     PG_DIRTY,
@@ -233,9 +234,12 @@ def unmap_one(vma: vm_area_struct, addr: int, ptep: int, entry: int | None = Non
     value = int(kernel.ops.ptep_clear_flush(vma, addr, ptep, 1)[0])
     pfn = pfn_of(shape, value)
     if vma.vm_flags & VM_NONLINEAR and frames.index[pfn] != linear_index(vma, addr):
-        entry = format_of(mm, mm.layout.pte_level).file.make(frames.index[pfn])
+        assert shape.pte.file is not None
+        entry = shape.pte.file.make(frames.index[pfn])
     if entry is not None:
-        kernel.ops.set_pte(mm, addr, ptep, np.array((entry,), dtype=np.uint64))
+        values = np.array((entry,), dtype=np.uint64)
+        swap_duplicate_in(mm, values)
+        kernel.ops.set_pte(mm, addr, ptep, values)
     if shape.pte.dirty is not None and shape.pte.dirty.test(value):
         frames.flags[pfn] |= PG_DIRTY
     if frames.flags[pfn] & PG_ANON:
@@ -243,10 +247,5 @@ def unmap_one(vma: vm_area_struct, addr: int, ptep: int, entry: int | None = Non
     else:
         mm.file_rss -= 1
     frames.mapcount[pfn] -= 1
-    if (
-        not frames.mapcount[pfn]
-        and shape.pte.dirty is None
-        and kernel.ops.page_test_and_clear_dirty(kernel, pfn)
-    ):
-        frames.flags[pfn] |= PG_DIRTY
+    collect_dirt(kernel, np.array((pfn,), dtype=np.int64))
     put_page(kernel, pfn)

@@ -19,12 +19,13 @@ import numpy as np
 from polymmu.hardware.scans import read_run
 from polymmu.hooks import ArchKernel
 from polymmu.sched.locks import Spinlock
-from polymmu.structs import EntryRun, Shape, mm_struct
+from polymmu.structs import EntryRun, Shape, mm_struct, vm_area_struct
 
 __all__ = [
     "account_table",
     "alloc_entry",
     "alloc_table",
+    "enter_pte",
     "entries_in",
     "find_entry",
     "format_of",
@@ -226,3 +227,13 @@ def table_runs(
 def pfn_of(shape: Shape, pte: int) -> int:
     """The frame that a present pte maps."""
     return shape.pte.frame_of(pte) >> shape.layout.page_shift
+
+
+def enter_pte(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, pfn: int, write: bool) -> None:
+    """Set the pte for ``pfn``, as stored to if ``write``; the table lock is held and the entry maps nothing."""
+    ops, shape = kernel.ops, kernel.shape
+    prot = vma.vm_page_prot
+    run = kernel.one_entry
+    run[0] = pfn << shape.pfn_shift | (shape.stored[prot] if write else prot)
+    ops.set_pte(vma.vm_mm, page, ptep, run)
+    ops.update_mmu_cache(vma, page, ptep, 1)

@@ -54,6 +54,11 @@ def _shrink(kernel: ArchKernel, file: File, size: int) -> None:
     file.size = size
     if file.read_page is not None:
         file.read_page = _cut(file.read_page, size, page_size)
+    file.written = {
+        index: data[: size - index * page_size]
+        for index, data in file.written.items()
+        if index * page_size < size
+    }
     first = -(-size // page_size)
     unmap_mapping_range(kernel, mapping, first * page_size, 0, True)
     drop_page_cache(kernel, mapping, first)
@@ -82,9 +87,11 @@ def unmap_mapping_range(
     """
     page_size = kernel.shape.layout.page_size
     first = start // page_size
-    last = -(-(start + length) // page_size) - 1 if length else (1 << 64) - 1
+    last = -(-(start + length) // page_size) - 1 if length else (1 << 63) - 1
     lock = mapping.i_mmap_lock
-    details = ZapDetails(check_mapping=None if even_cows else mapping, i_mmap_lock=lock)
+    details = ZapDetails(
+        check_mapping=None if even_cows else mapping, i_mmap_lock=lock, first_index=first, last_index=last
+    )
     # Two calls at once would overwrite each other's restart points, and might never end (Linux 2.6.38, A1.10).
     mapping.unmap_mutex.lock()
     kernel.events.truncation_begin(mapping)
@@ -94,6 +101,13 @@ def unmap_mapping_range(
     while any(
         _unmap_one(kernel, vma, first, last, details, count)
         for vma in mapping.i_mmap.overlapping(first, last)
+        if vma.vm_truncate_count != count
+    ):
+        pass
+    # These come last: with the lock dropped a vma may become one of them, and never ceases to be (A1.2 step 5).
+    while any(
+        _unmap_range(kernel, vma, vma.vm_start, vma.vm_end, details, count)
+        for vma in mapping.i_mmap_nonlinear.values()
         if vma.vm_truncate_count != count
     ):
         pass
@@ -118,9 +132,6 @@ def _unmap_one(
     kernel: ArchKernel, vma: vm_area_struct, first: int, last: int, details: ZapDetails, count: int
 ) -> bool:
     """Zap what ``vma`` maps of file pages ``first`` to ``last``. True: the lock was dropped, walk again."""
-    sched = kernel.sched
-    lock = details.i_mmap_lock
-    assert lock is not None
     shift = kernel.shape.layout.page_shift
     pages = (vma.vm_end - vma.vm_start) >> shift
     low, high = max(first, vma.vm_pgoff), min(last, vma.vm_pgoff + pages - 1)
@@ -128,6 +139,17 @@ def _unmap_one(
         return False
     start = vma.vm_start + (low - vma.vm_pgoff << shift)
     end = vma.vm_start + (high - vma.vm_pgoff + 1 << shift)
+    return _unmap_range(kernel, vma, start, end, details, count)
+
+
+def _unmap_range(
+    kernel: ArchKernel, vma: vm_area_struct, start: int, end: int, details: ZapDetails, count: int
+) -> bool:
+    """Zap [start, end) of ``vma`` as far as ``details`` says. True: the lock was dropped, walk again."""
+    sched = kernel.sched
+    lock = details.i_mmap_lock
+    assert lock is not None
+    shift = kernel.shape.layout.page_shift
     while True:
         restart = vma.vm_truncate_count
         if not restart % (1 << shift) and start < restart:

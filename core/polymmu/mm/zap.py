@@ -9,6 +9,9 @@ A full gather makes the loop drop the table lock, flush, and go on behind the la
 accounted under the lock in which it was cleared, once (A2.4). Dirty file pages are flushed before that lock is
 dropped: whoever next finds them clean must not be overtaken by a store through an old TLB entry (A0.3 rule 3).
 
+Entries without a page (swap, file ptes) go in passing, unless only some pages are to go: then they stay. Where the
+pages of a nonlinear vma go and the vma stays, each leaves a file pte that says which page it was (A1.9).
+
 First reading: ``zap_page_range``, ``_zap_ptes``; skip ``ZapDetails``.
 """
 
@@ -18,7 +21,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from polymmu.hardware.ram import MAPPING
+from polymmu.hardware.ram import INDEX, MAPPING
 from polymmu.hardware.scans import account_ptes
 from polymmu.hooks import ArchKernel
 from polymmu.mm.frames import lru_add_drain
@@ -34,10 +37,13 @@ from polymmu.mm.gather import (
     tlb_room,
 )
 from polymmu.mm.hugetlb import unmap_hugepage_range
-from polymmu.mm.tables import pte_lock, pte_unlock, read_ptes, table_runs
+from polymmu.mm.swap import free_swap_in
+from polymmu.mm.tables import pfn_of, pte_lock, pte_unlock, read_ptes, table_runs
+from polymmu.mm.vma import linear_index
 from polymmu.sched.locks import Mutex, Spinlock
 from polymmu.structs import (
     PG_DIRTY,
+    VM_NONLINEAR,
     VM_PFNMAP,
     EntryRun,
     address_space,
@@ -46,7 +52,7 @@ from polymmu.structs import (
     vm_area_struct,
 )
 
-__all__ = ["ZapDetails", "unmap_vmas", "update_hiwater_rss", "zap_page_range"]
+__all__ = ["ZapDetails", "collect_dirt", "unmap_vmas", "update_hiwater_rss", "zap_page_range"]
 
 
 @attrs.frozen(kw_only=True)
@@ -54,11 +60,14 @@ class ZapDetails:
     """What a truncation or invalidation asks of a zap.
 
     ``check_mapping``: leave every page alone that is not in this mapping's cache (private copies). ``i_mmap_lock``:
-    held by the caller; somebody waiting for it makes the zap stop early.
+    held by the caller; somebody waiting for it makes the zap stop early. ``first_index``, ``last_index``: which pages
+    of the file go from a nonlinear vma, where no address says so.
     """
 
     check_mapping: address_space | None = None
     i_mmap_lock: Mutex | Spinlock | None = None
+    first_index: int = 0
+    last_index: int = (1 << 63) - 1
 
 
 def zap_page_range(vma: vm_area_struct, start: int, length: int, details: ZapDetails | None = None) -> int:
@@ -131,6 +140,9 @@ def _zap_ptes(
     block = kernel.description.kernel.zap_block
     n = (end - addr) >> shift
     kernel.events.entries_visited(mm, "zap", n)
+    nonlinear = bool(vma.vm_flags & VM_NONLINEAR)
+    chooses = details is not None and (nonlinear or details.check_mapping is not None)
+    soft_goes = not chooses and (nonlinear or kernel.swap is not None)
     cost = kernel.description.costs.entry_update
     # Invariant: every entry before ``done`` that was to go is cleared, accounted and in the gather.
     done = 0
@@ -140,10 +152,14 @@ def _zap_ptes(
         full = dirty = False
         while done < n and not full:
             values = read_ptes(mm, ptep + done * width, min(block, n - done))
-            first, last = _next_run(kernel, values, tlb_room(tlb), details)
+            if soft_goes:
+                _zap_soft(mm, ptep + done * width, addr + (done << shift), values)
+            goes = _chosen(vma, values, details) if chooses and details is not None else None
+            first, last = _next_run(kernel, values, tlb_room(tlb), goes)
             if first < last:
                 at = done + first
-                full, dirtied = _zap_run(tlb, vma, ptep + at * width, addr + (at << shift), last - first)
+                run = ptep + at * width, addr + (at << shift), last - first
+                full, dirtied = _zap_run(tlb, vma, *run, leaves_file_ptes=chooses and nonlinear)
                 dirty |= dirtied
             done += last
             sched.spend(cost * last, "zap")
@@ -158,35 +174,63 @@ def _zap_ptes(
             tlb_cond_resched(tlb)
 
 
-def _next_run(kernel: ArchKernel, values: EntryRun, room: int, details: ZapDetails | None) -> tuple[int, int]:
+def _next_run(
+    kernel: ArchKernel, values: EntryRun, room: int, chosen: NDArray[np.bool_] | None
+) -> tuple[int, int]:
     """The next entries to clear, [first, last) of ``values``, with at most ``room`` present ones among them.
 
-    Where none is left both are the end of ``values``.
+    ``chosen``: which go, if not all. Where none is left both are the end of ``values``.
     """
-    goes = present = kernel.shape.pte.mapped_in(values)
-    if details is not None and details.check_mapping is not None:
-        goes = present & _cached_in(kernel, values, details.check_mapping)
-    chosen = np.flatnonzero(goes)
-    if not len(chosen):
+    goes = np.flatnonzero(kernel.shape.pte.mapped_in(values) if chosen is None else chosen)
+    if not len(goes):
         return len(values), len(values)
-    first, last = int(chosen[0]), int(chosen[:room][-1]) + 1
-    if goes is not present:
-        stays = np.flatnonzero(present[first:last] & ~goes[first:last])
+    first, last = int(goes[0]), int(goes[:room][-1]) + 1
+    if chosen is not None:
+        stays = np.flatnonzero(
+            (values[first:last] != np.uint64(kernel.shape.pte.empty)) & ~chosen[first:last]
+        )
         if len(stays):
             last = first + int(stays[0])
     return first, last
 
 
-def _cached_in(kernel: ArchKernel, values: EntryRun, mapping: address_space) -> NDArray[np.bool_]:
-    """Which of the present ptes ``values`` map a page of ``mapping``'s cache."""
-    shape = kernel.shape
+def _chosen(vma: vm_area_struct, values: EntryRun, details: ZapDetails) -> NDArray[np.bool_]:
+    """Which of ``values`` map a page that ``details`` is about."""
+    kernel: ArchKernel = vma.vm_mm.kernel
+    shape, table = kernel.shape, kernel.frames.table
+    goes = shape.pte.mapped_in(values)
     pfns = (values & np.uint64(shape.pte.frame_mask)) >> np.uint64(shape.pfn_shift)
     pfns = np.where(pfns < kernel.frames.count, pfns, 0)  # frame 0 is in no cache
-    cached: NDArray[np.bool_] = kernel.frames.table[MAPPING, pfns] == mapping.slot + 1
-    return cached
+    if details.check_mapping is not None:
+        goes &= table[MAPPING, pfns] == details.check_mapping.slot + 1
+    if vma.vm_flags & VM_NONLINEAR:
+        indices = table[INDEX, pfns]
+        goes &= (indices >= details.first_index) & (indices <= details.last_index)
+    return goes
 
 
-def _zap_run(tlb: mmu_gather, vma: vm_area_struct, ptep: int, addr: int, n: int) -> tuple[bool, bool]:
+def _zap_soft(mm: mm_struct, ptep: int, addr: int, values: EntryRun) -> None:
+    """Clear those of the entries ``values`` that are neither empty nor map a page. The table lock is held.
+
+    No TLB knows them, so nothing is queued or flushed.
+    """
+    kernel: ArchKernel = mm.kernel
+    pte = kernel.shape.pte
+    soft = np.flatnonzero((values != np.uint64(pte.empty)) & ~pte.mapped_in(values))
+    if not len(soft):
+        return
+    for run in np.split(soft, np.flatnonzero(np.diff(soft) != 1) + 1):
+        first, n = int(run[0]), len(run)
+        at = ptep + first * mm.layout.entry_bytes[-1]
+        kernel.ops.set_pte(
+            mm, addr + (first << mm.layout.page_shift), at, np.full(n, pte.empty, dtype=np.uint64)
+        )
+    free_swap_in(mm, values[soft])
+
+
+def _zap_run(
+    tlb: mmu_gather, vma: vm_area_struct, ptep: int, addr: int, n: int, *, leaves_file_ptes: bool
+) -> tuple[bool, bool]:
     """Clear, account and queue ``n`` entries. (Whether the gather is full, whether a file page was dirty.)
 
     The caller holds the table lock and saw to it that the gather has room.
@@ -201,13 +245,38 @@ def _zap_run(tlb: mmu_gather, vma: vm_area_struct, ptep: int, addr: int, n: int)
     kernel.events.entries_changed(mm, addr, end, n, "clear")
     if vma.vm_flags & VM_PFNMAP:
         return False, False
+    if leaves_file_ptes:
+        _leave_file_ptes(vma, ptep, addr, values)
     pfns: NDArray[np.int64] = np.empty(n, dtype=np.int64)
     pages, anon, dirtied = account_ptes(values, frames.table, shape.account_masks, frames.count, -1, pfns)
     mm.anon_rss -= anon
     mm.file_rss -= pages - anon
     pfns = pfns[:pages]
-    if shape.pte.dirty is None:
-        for pfn in pfns.tolist():
-            if not frames.mapcount[pfn] and ops.page_test_and_clear_dirty(kernel, pfn):
-                frames.flags[pfn] |= PG_DIRTY
+    collect_dirt(kernel, pfns)
     return pages > 0 and tlb_remove_pages(tlb, pfns), dirtied > 0
+
+
+def collect_dirt(kernel: ArchKernel, pfns: NDArray[np.int64]) -> None:
+    """Ptes of ``pfns`` are gone. Where frames know of stores and not ptes, a page is told with its last one."""
+    if kernel.shape.pte.dirty is not None:
+        return
+    frames = kernel.frames
+    for pfn in pfns.tolist():
+        if not frames.mapcount[pfn] and kernel.ops.page_test_and_clear_dirty(kernel, pfn):
+            frames.flags[pfn] |= PG_DIRTY
+
+
+def _leave_file_ptes(vma: vm_area_struct, ptep: int, addr: int, values: EntryRun) -> None:
+    """Say in each entry whose page ``values`` was not where its vma would have it, which page that was (A1.9)."""
+    kernel: ArchKernel = vma.vm_mm.kernel
+    shape = kernel.shape
+    pte = shape.pte
+    assert pte.file is not None
+    shift = vma.vm_mm.layout.page_shift
+    left = np.full(len(values), pte.empty, dtype=np.uint64)
+    for n in np.flatnonzero(pte.mapped_in(values)).tolist():
+        index = kernel.frames.index[pfn_of(shape, int(values[n]))]
+        if index != linear_index(vma, addr + (n << shift)):
+            left[n] = pte.file.make(index)
+    if (left != np.uint64(pte.empty)).any():
+        kernel.ops.set_pte(vma.vm_mm, addr, ptep, left)

@@ -37,6 +37,8 @@ def check_balance(kernel: ArchKernel, held: int | None = None) -> list[str]:
             ("vmas", kernel.vmas.live),
             ("files", kernel.mappings.live),
             ("anon_vmas", kernel.anon_vmas.live),
+            ("slots of the swap area", len(kernel.swap.swap_map) if kernel.swap is not None else 0),
+            ("locked pages", sum(lock.held for lock in kernel.page_locks.values())),
         )
         if count
     ]

@@ -30,9 +30,8 @@ class Progress(Judge):
         self._allowance: dict[object, tuple[int, Happened]] = {}
 
     def truncation_begin(self, mapping: address_space) -> None:
-        mapped = sum(
-            vma.vm_end - vma.vm_start for vma in (*mapping.i_mmap, *mapping.i_mmap_nonlinear.values())
-        )
+        vmas = (*mapping.i_mmap, *mapping.i_mmap_nonlinear.values())
+        mapped = sum(vma.vm_end - vma.vm_start for vma in vmas)
         pages = GENEROUS * (mapped >> self.kernel.shape.layout.page_shift) + FLOOR
         self._allowance[self.kernel.sched.context] = pages, self.bench.now("truncation begins")
 

@@ -19,15 +19,18 @@ from polymmu.hardware.cpu import Cpu
 from polymmu.hardware.entry import Field
 from polymmu.hardware.ram import FLAGS, INDEX, MAPCOUNT, MAPPING, REFCOUNT
 from polymmu.mm.tables import entries_in, format_of, read_ptes, table_runs
+from polymmu.mm.vma import linear_index
 from polymmu.sanitize.cached_kernels import dirty_frames
 from polymmu.sanitize.judge import Bench, Judge
 from polymmu.sanitize.rmap import is_in_its_file, not_found
+from polymmu.sanitize.swapped import check_swap
 from polymmu.sanitize.violation import Happened
 from polymmu.structs import (
     PG_ANON,
     PG_CACHE,
     PG_DIRTY,
     PG_RESERVED,
+    VM_NONLINEAR,
     VM_PFNMAP,
     VM_SHARED,
     address_space,
@@ -92,6 +95,9 @@ class State(Judge):
             if self.stored.get(pfn, (-1,))[0] != frames.generation[pfn]:
                 self.stored[pfn] = frames.generation[pfn], self.bench.now(f"frame {pfn} was stored to")
 
+    def page_cleaned(self, pfn: int) -> None:
+        self.stored.pop(pfn, None)
+
     def page_uncached(self, mapping: address_space, index: int, pfn: int) -> None:
         self.stored.pop(pfn, None)
         if self.kernel.frames.mapcount[pfn]:
@@ -108,9 +114,7 @@ class State(Judge):
         dirty: list[Pfns] = []
         private: list[Pfns] = []
         huge = False
-        for mm in self.bench.mms.values():
-            if mm is self.kernel.init_mm or not mm.mm_users:
-                continue
+        for mm in self._running():
             self._tables(mm)
             anon = files = 0
             for vma in mm.vmas.values():
@@ -126,10 +130,15 @@ class State(Judge):
                     f"its tables map {anon} and {files}",
                 )
         self._counts(_joined(found), _joined(private), huge)
+        check_swap(self.kernel, self._running(), self._tell)
         self._dirt(set(_joined(dirty).tolist()))
         self._cost = sum(map(len, found)) // 4
         self._work = 0
         self._last = self.bench.now("the look before found this in order")
+
+    def _running(self) -> list[mm_struct]:
+        """The address spaces that programs use."""
+        return [mm for mm in self.bench.mms.values() if mm is not self.kernel.init_mm and mm.mm_users]
 
     def _tell(self, invariant: str, text: str) -> None:
         self.bench.tell(invariant, self._last, text)
@@ -171,6 +180,7 @@ class State(Judge):
         shift = mm.layout.page_shift
         pte = shape.pte
         mapping = vma.vm_file.mapping if vma.vm_file is not None else None
+        nonlinear = bool(vma.vm_flags & VM_NONLINEAR)
         if mapping is not None and not is_in_its_file(vma, mapping):
             self._tell("INV-RMAP", f"vma at {vma.vm_start:#x} of mm {mm.serial} is not in its file's i_mmap")
         total = anon_total = 0
@@ -200,12 +210,13 @@ class State(Judge):
                     at[writable & ~anon],
                     "a page of a file is writable in a private vma",
                 )
-            index = vma.vm_pgoff + ((addr - vma.vm_start) >> shift) + at
+            index = linear_index(vma, addr) + at
             missed = not_found(self.kernel, vma, index[anon], pfns[anon])
             self._each(
                 vma, "INV-RMAP", addr, at[anon][missed], "no walk from an anonymous page finds its pte"
             )
             if mapping is not None:
+                index = frames.table[INDEX, pfns] if nonlinear else index
                 wrong = ~anon & (
                     (frames.table[MAPPING, pfns] != mapping.slot + 1) | (frames.table[INDEX, pfns] != index)
                 )

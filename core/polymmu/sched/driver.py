@@ -84,6 +84,11 @@ class Sched:
             self.max_preempt_off = max(self.max_preempt_off, cycles)
 
     # --- waiting
+    def sleep(self, cycles: int) -> None:
+        """The current task sleeps for so many cycles; others may run on its CPU."""
+        self.might_sleep("sleep")
+        self.clock[self.cpu.index] += cycles
+
     def wait(self, lock: Lock) -> None:
         """The current context, last in the lock's queue, waits until it was handed the lock."""
         raise AssertionError(f"{lock.name}: taken twice, or never released")

@@ -341,7 +341,9 @@ class TimedSched(Sched):
         self._sleep(self._slots[self.cpu.index])
 
     def sleep(self, cycles: int) -> None:
-        """The current task sleeps for so many cycles; others may run on its CPU."""
+        if self._hub_glet is None:
+            super().sleep(cycles)
+            return
         self.might_sleep("sleep")
         slot = self._slots[self.cpu.index]
         self._enqueue(slot.index, self.clock[slot.index] + cycles, self.context)

@@ -9,6 +9,7 @@ First reading: ``run_scenario``, then ``ScenarioRun._step``.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ import attrs
 from polymmu.description.load_scenario import ScenarioFile
 from polymmu.description.mistakes import unknown
 from polymmu.description.scenario import CpuPlan, Step, bytes_of
-from polymmu.errors import SegmentationFault, SyscallError, UserMistake
+from polymmu.errors import SegmentationFault, SyscallError, UserMistake, syscall_error
 from polymmu.machine import CpuHandle, FileHandle, Machine, Mm
 from polymmu.sanitize.balance import check_balance, frames_held
 
@@ -223,6 +224,22 @@ class TaskRun:
 
     def _madvise(self, what: Any) -> None:
         self._mm_of(what).madvise(*self._range(what), what.advice)
+
+    def _remap_file_pages(self, what: Any) -> None:
+        offset = self.run_of.length(what.offset)
+        self._mm_of(what).remap_file_pages(*self._range(what), offset, populate=what.populate)
+
+    def _swap_out(self, what: Any) -> None:
+        self._mm_of(what).swap_out(*self._range(what))
+
+    def _reclaim(self, what: Any) -> None:
+        self.machine.reclaim(what.pages)
+
+    def _brk(self, what: Any) -> None:
+        mm = self._mm_of(what)
+        wanted = mm.checked().start_brk + self.run_of.length(what.length)
+        if mm.brk(wanted) != wanted:
+            raise syscall_error(errno.ENOMEM, f"the heap cannot end at {wanted:#x}")
 
     def _fork(self, what: Any) -> None:
         if what.child in self.run_of.mms:
