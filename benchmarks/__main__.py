@@ -24,6 +24,7 @@ from benchmarks.peers import peers
 from benchmarks.pgtables import pgtables
 from benchmarks.process import process
 from benchmarks.replay import replay
+from benchmarks.rmap import rmap
 from benchmarks.sanitizer import sanitizer
 from benchmarks.workloads import Lab
 
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "growth": growth,
     "sanitizer": sanitizer,
     "pgtables": pgtables,
+    "rmap": rmap,
 }
 FINE, MISSED, MISTAKE = 0, 1, 2
 

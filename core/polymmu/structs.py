@@ -11,8 +11,8 @@ First reading: ``vm_area_struct``, ``mm_struct``, ``mmu_gather``, ``Kernel``; sk
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
 
 import attrs
 import numpy as np
@@ -39,6 +39,7 @@ __all__ = [
     "Kernel",
     "Shape",
     "SwapArea",
+    "VmaTree",
     "address_space",
     "mm_struct",
     "mmu_gather",
@@ -60,7 +61,7 @@ VM_ACCOUNT = 1 << 7
 VM_DONTEXPAND = 1 << 8
 VM_DONTCOPY = 1 << 9
 VM_NORESERVE = 1 << 10
-VM_NONLINEAR = 1 << 11
+VM_NONLINEAR = 1 << 11  # pages in any order (remap_file_pages)
 
 # page flags: the FLAGS column of ``Frames``. NONZERO belongs to the hardware (hardware.ram).
 PG_ANON = 1 << 1  # mapped by anonymous (or COWed private) ptes
@@ -202,25 +203,58 @@ class Shape:
         )
 
 
+class VmaTree(Protocol):
+    """Vmas by the pages they map, [vm_pgoff, last page], which must not change while one is in the tree.
+
+    Guard: the file's i_mmap_lock, also from one step of an iteration to the next. ``visited``: nodes that
+    ``overlapping`` looked at so far.
+    """
+
+    visited: int
+
+    def insert(self, vma: vm_area_struct) -> None:
+        """Add ``vma``, after those that map the same pages."""
+
+    def insert_after(self, vma: vm_area_struct, prev: vm_area_struct) -> None:
+        """Add ``vma``, which maps the same pages as ``prev``, so that an iteration meets it later."""
+
+    def remove(self, vma: vm_area_struct) -> None:
+        """Take ``vma`` out."""
+
+    def overlapping(self, first: int, last: int) -> Iterator[vm_area_struct]:
+        """Those that map one of the pages ``first`` to ``last``, in the tree's order."""
+        ...
+
+    def __iter__(self) -> Iterator[vm_area_struct]:
+        """All of them, in that order."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, vma: vm_area_struct) -> bool:
+        """Whether ``vma`` is in, under the pages that it maps now."""
+        ...
+
+
 @attrs.define(eq=False, slots=True)
 class address_space:
     """A file's pages and the vmas that map them (Linux: struct address_space).
 
-    ``pages``: page index -> pfn, ordered. ``i_mmap``: vmas in the order they were linked (a forked child
-    after its parent). Guard of both under several CPUs: ``i_mmap_lock`` for i_mmap, the page lock for pages.
-    ``i_mutex``: held by who changes the file's size. ``unmap_mutex``: one unmap_mapping_range at a time.
+    ``pages``: page index -> pfn, ordered. ``i_mmap``: the linear vmas, a forked child's after its parent's.
+    ``i_mmap_nonlinear``: the others by slot, in the order they became so; a vma may go from i_mmap to there, never
+    back. Guard under several CPUs: ``i_mmap_lock`` for both, the page lock for pages. ``i_mutex``: held by who
+    changes the file's size. ``unmap_mutex``: one unmap_mapping_range at a time.
     """
 
     slot: int
     i_mmap_lock: Mutex | Spinlock
     i_mutex: Mutex
     unmap_mutex: Mutex
+    i_mmap: VmaTree
     generation: int = 0
     host: File | None = None
     pages: SortedDict = attrs.field(factory=SortedDict)
-    i_mmap: dict[int, vm_area_struct] = attrs.field(factory=dict)
     i_mmap_nonlinear: dict[int, vm_area_struct] = attrs.field(factory=dict)
-    """The vmas whose pages stand in another order than the file's (remap_file_pages); ``i_mmap`` has the others."""
     truncate_count: int = 0
 
 
@@ -248,15 +282,18 @@ class File:
 
 @attrs.define(eq=False, slots=True)
 class anon_vma:
-    """Ties an anonymous page to the vmas that may map it. Here: only that a vma has had anonymous pages.
+    """Ties anonymous pages to the vmas that may map them (``mm.anon_vma``).
 
-    ``inherited``: made by a fork, so that a page of it may be an ancestor's too.
+    ``root``: the eldest of its family, of whose ``lock`` and ``vmas`` (by slot, in the order they came) alone use is
+    made; itself unless a fork made it. ``references``: vmas, members of the family, and who looks at it.
     """
 
     slot: int
+    lock: Mutex | Spinlock
     generation: int = 0
     references: int = 0
-    inherited: bool = False
+    root: anon_vma = None  # type: ignore[assignment]  # set by whoever allocates it from the slab
+    vmas: dict[int, vm_area_struct] = attrs.field(factory=dict)
 
 
 @attrs.define(eq=False, slots=True)

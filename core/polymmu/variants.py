@@ -17,8 +17,11 @@ import pluggy
 from polymmu.description.model import KernelChoice
 from polymmu.errors import PluginMistake, UserMistake
 from polymmu.hooks import ArchKernel
+from polymmu.mm.clusters import ClusterScan
 from polymmu.mm.gather import LinkedGather
+from polymmu.mm.interval_tree import IntervalTrees
 from polymmu.mm.pgtables import VmaList
+from polymmu.mm.prio_tree import PrioTrees
 from polymmu.mm.ptlock import SplitTableLocks
 from polymmu.plugins import installed, load, suggestion
 
@@ -29,9 +32,11 @@ hookspec = pluggy.HookspecMarker("polymmu_variants")
 hookimpl = pluggy.HookimplMarker("polymmu_variants")
 
 VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
-    "gather": {"linked": LinkedGather},
     "free_pgtables": {"vma_list": VmaList},
     "page_table_lock": {"split": SplitTableLocks},
+    "cluster_scan": {"lockbreak": ClusterScan},
+    "gather": {"linked": LinkedGather},
+    "rmap_tree": {"interval": IntervalTrees, "prio": PrioTrees},
 }
 """The core's own, by axis and name."""
 
@@ -53,9 +58,11 @@ class VariantSpec:
 class Variants:
     """One machine's, each made and ready."""
 
+    cluster_scan: ClusterScan
     gather: LinkedGather
     free_pgtables: VmaList
     page_table_lock: SplitTableLocks
+    rmap_tree: IntervalTrees | PrioTrees
 
 
 def chosen(kernel: ArchKernel) -> Variants:

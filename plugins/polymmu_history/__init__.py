@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from polymmu.variants import hookimpl
+from polymmu_history.clusters import ReschedulingScan
 from polymmu_history.freeing import ClearPageRange, ClearPageTables
 from polymmu_history.freeing_bugs import FREEING_BUGS
 from polymmu_history.gather import PercpuGather, StackGather, StackPostedGather
 from polymmu_history.linked import Linked30Gather, Linked38Gather, Linked315Gather, Linked413Gather
 from polymmu_history.ptlock import MmTableLock
+from polymmu_history.vma_trees import NarrowPrioTrees, VmaLists
 
 __all__ = ["MmTableLock", "PercpuGather", "StackGather", "kernel_variants"]
 
@@ -38,4 +40,6 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
             **FREEING_BUGS,
         },
         "page_table_lock": {"mm": MmTableLock},
+        "cluster_scan": {"resched": ReschedulingScan},
+        "rmap_tree": {"list": VmaLists, "prio-narrow": NarrowPrioTrees},
     }

@@ -84,7 +84,7 @@ class PercpuGather(ArrayGather):
 
     @staticmethod
     def refuses(choice: KernelChoice) -> str:
-        if choice.i_mmap_lock == "spin":
+        if choice.i_mmap_lock == "spin":  # and with it the anon_vmas'
             return ""
         return "a per-CPU gather cannot sleep on i_mmap_lock while it frees tables; add `i_mmap_lock: spin`"
 

@@ -12,6 +12,7 @@ from benchmarks.growth import free_pgtables_visits, growth
 from benchmarks.measure import GIB, KIB, MIB, TIB, Row, Subject, Target, side_by_side
 from benchmarks.pgtables import run_sequence
 from benchmarks.replay import replay
+from benchmarks.rmap import WAYS, finding, rmap
 from benchmarks.sanitizer import sanitizer
 from benchmarks.workloads import Lab, pointer_chase
 
@@ -33,6 +34,18 @@ def test_every_first_touch_of_the_fault_benchmark_is_a_fault() -> None:
     # ``touching`` itself refuses a run whose number of minor faults is not the number of pages.
     rows = faults(Lab(scale=TINY, rounds=1))
     assert [row.unit for row in rows] == ["faults/s"] * 3 + ["pages/s"]
+
+
+def test_rmap_by_tree_looks_at_few_of_many_vmas_and_by_list_and_table_at_all() -> None:
+    found = {way: finding(500, way) for way in WAYS}
+    assert {each.mapped for each in found.values()} == {4}
+    assert (found["page tables"].vmas, found["page tables"].ptes) == (500, 2000)
+    assert found["list"].vmas == 500
+    assert max(found["prio tree"].vmas, found["interval tree"].vmas) < 32
+    assert [row.what for row in rmap(Lab(scale=1 / 1000, rounds=1))][:2] == [
+        "all ptes of a page by page tables, among 10 vmas",
+        "all ptes of a page by page tables, among 100 vmas",
+    ]
 
 
 def test_growth_has_a_row_per_number_of_vmas_and_per_shape() -> None:
@@ -136,8 +149,7 @@ def test_the_command_prints_json_and_fails_on_a_missed_target(
 def test_an_unknown_benchmark_is_one_line_and_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["spede"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "benchmarks: unknown benchmark 'spede' "
-        "(known: replay, peers, process, faults, arches, growth, sanitizer; rounds from 1)"
+        f"benchmarks: unknown benchmark 'spede' (known: {', '.join(command.BENCHMARKS)}; rounds from 1)"
     ]
 
 

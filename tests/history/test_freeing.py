@@ -447,7 +447,7 @@ def test_corpus_17_truncation_meets_no_table_that_is_gone(choice: str) -> None:
 
     def looking(mm: Any, start: int, end: int) -> None:
         inside = [vma for vma in vmas if vma.vm_start < end and start < vma.vm_end]
-        listed = file.file.mapping.i_mmap.values()
+        listed = file.file.mapping.i_mmap
         found.extend(vma.anon_vma is not None or vma in listed for vma in inside)
         unhooked(mm, start, end)
 

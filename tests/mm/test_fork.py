@@ -105,7 +105,7 @@ def test_a_childs_vma_follows_its_parents_in_the_file_with_its_restart_address(k
     for vma in vmas_of(mm.mmap):
         vma.vm_truncate_count = vma.vm_start + PAGE
     child = dup_mm(mm)
-    order = list(file.mapping.i_mmap.values())
+    order = list(file.mapping.i_mmap)
     for parents, childs in zip(vmas_of(mm.mmap), vmas_of(child.mmap), strict=True):
         assert order.index(childs) > order.index(parents)
         assert childs.vm_truncate_count == parents.vm_start + PAGE

@@ -109,7 +109,7 @@ def test_pages_in_the_files_own_order_need_no_other_list(world: World) -> None:
     vma = world.mm.struct.mmap
     assert vma is not None
     assert not vma.vm_flags & VM_NONLINEAR
-    assert list(world.file.file.mapping.i_mmap.values()) == [vma]
+    assert list(world.file.file.mapping.i_mmap) == [vma]
 
 
 def test_a_reordered_vma_moves_to_the_list_and_takes_its_pieces_along(world: World) -> None:

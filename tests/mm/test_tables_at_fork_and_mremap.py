@@ -6,6 +6,7 @@ import pytest
 
 from polymmu.errors import SegmentationFault, SyscallError
 from polymmu.hooks import ArchKernel
+from polymmu.mm.anon_vma import anon_vma_clone
 from polymmu.mm.copy import copy_page_range
 from polymmu.mm.mm import activate, mmput
 from polymmu.mm.move import move_page_tables
@@ -40,9 +41,7 @@ def forked(parent: mm_struct) -> mm_struct:
     child = new_mm(kernel)
     for vma in list(parent.vmas.values()):
         copy = add_vma(child, vma.vm_start, vma.vm_end, vma.vm_flags, file=vma.vm_file, pgoff=vma.vm_pgoff)
-        if vma.anon_vma is not None:
-            vma.anon_vma.references += 1
-        copy.anon_vma = vma.anon_vma
+        anon_vma_clone(copy, vma)
         copy_page_range(child, parent, vma)
     kernel.ops.flush_tlb_mm(parent)
     return child

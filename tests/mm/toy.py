@@ -17,7 +17,7 @@ from polymmu.boot import Vectors, boot_kernel
 from polymmu.description.model import KernelChoice, MachineDescription, TlbSpec, WalkCacheSpec
 from polymmu.events import Observer
 from polymmu.hardware.cpu import Cpu
-from polymmu.hardware.entry import Access, EntryFormat, Field, Privilege, WalkFault
+from polymmu.hardware.entry import Access, EntryFormat, Field, Privilege, SoftEntry, WalkFault
 from polymmu.hardware.layout import RadixLayout
 from polymmu.hardware.ram import REFCOUNT
 from polymmu.hardware.walk import RadixTranslation
@@ -61,6 +61,7 @@ class Toy:
     soft = 1
     empty = 0
     none = refused = 32  # a page without rights, present to the core alone
+    file = SoftEntry(mask=1 | 32 | 64, on=64, parts=(((12, 20),),))
     top = TOP
 
     @property
@@ -95,6 +96,7 @@ class Toy:
             dirty=self.dirty,
             empty=self.empty,
             prot_none=Field(self.refused, self.refused),
+            file=self.file,
         )
 
     @hookimpl
@@ -159,6 +161,7 @@ class Odd(Toy):
     empty = 0x400
     none = 0x400 | 0x200 | 0x100 | 0x40 | 1
     refused = 0x400 | 1
+    file = SoftEntry(mask=0x400 | 3, on=0x400 | 2, parts=(((12, 20),),), empty=0x400)
 
 
 TOY: Arch = resolve("toy", Toy())

@@ -110,6 +110,9 @@ class Costs:
     syscall: int = cycles(200, "entering and leaving one memory system call")
     page_clear: int = cycles(400, "zeroing or copying one base page")
     entry_update: int = cycles(4, "the kernel reading or changing one table entry")
+    vma_visit: int = cycles(
+        20, "the kernel looking at one vma on its way from a page to the ptes that map it"
+    )
     table_alloc: int = cycles(500, "allocating and clearing one page-table page")
     flush_page: int = cycles(120, "invalidating one page in the local TLBs")
     flush_all: int = cycles(300, "invalidating a whole address space locally")
@@ -169,6 +172,33 @@ class KernelChoice:
             "what guards a file's list of vmas: a mutex (3.0), or a spinlock", choices=("mutex", "spin")
         ),
     )
+    anon_vma_lock: str = field(
+        default="auto",
+        metadata=doc(
+            "what guards the list of vmas behind anonymous pages: a mutex (3.0), a spinlock, or as i_mmap_lock, "
+            "for both became mutexes at once",
+            choices=("auto", "mutex", "spin"),
+        ),
+        validator=rules.check_anon_vma_lock,
+    )
+    rmap_tree: str = field(
+        default="interval",
+        metadata=doc(
+            "how a file's vmas are found by page: interval (an interval tree, 3.7 on), prio (a radix priority search "
+            "tree, 2.6.7 to 3.6), or a plugin's: list, prio-narrow",
+            pattern=PART_NAME,
+            pattern_doc="a name (letters, digits, _ and -)",
+        ),
+    )
+    cluster_scan: str = field(
+        default="lockbreak",
+        metadata=doc(
+            "how pages are taken out of nonlinear mappings: lockbreak (the list's lock is offered after each round "
+            "over it, 2.6.7 on), or a plugin's: resched",
+            pattern=PART_NAME,
+            pattern_doc="a name (letters, digits, _ and -)",
+        ),
+    )
     gather_batch: int = field(
         default=10_000,
         metadata=doc("pages a gather may hold before it must flush (Linux 3.8: about 10,000)", minimum=8),
@@ -199,6 +229,11 @@ class KernelChoice:
     pagevec: int = field(
         default=15, metadata=doc("pages a per-CPU pagevec holds before it drains", minimum=1)
     )
+
+    @property
+    def anon_vma_spins(self) -> bool:
+        """Whether the lock of an anon_vma is a spinlock."""
+        return "spin" in (self.anon_vma_lock, self.anon_vma_lock == "auto" and self.i_mmap_lock)
 
 
 @attrs.frozen(kw_only=True)

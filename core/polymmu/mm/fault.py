@@ -22,6 +22,7 @@ from polymmu.errors import SegmentationFault, SyscallError, syscall_error
 from polymmu.hardware.ram import MAPCOUNT, NONZERO
 from polymmu.hooks import ArchKernel
 from polymmu.mm.access import vma_allowing
+from polymmu.mm.anon_vma import page_add_anon_rmap, page_add_anon_rmaps
 from polymmu.mm.frames import (
     alloc_page,
     alloc_run,
@@ -176,7 +177,7 @@ def _anonymous_fault(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: i
             put_page(kernel, pfn)
         return
     if write:
-        _new_anon(kernel, mm, pfn)
+        _new_anon(kernel, vma, page, pfn)
     enter_pte(kernel, vma, page, ptep, pfn, write)
     pte_unlock(mm, ptep)
 
@@ -222,7 +223,7 @@ def _file_fault(
         ours = not filled and inside and is_cached_at(kernel, mapping, index, cached)
         if ours:
             if private:
-                _new_anon(kernel, mm, pfn)
+                _new_anon(kernel, vma, page, pfn)
             else:
                 frames.mapcount[pfn] += 1
                 mm.file_rss += 1
@@ -285,7 +286,7 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
     kernel.events.entries_changed(mm, page, end, 1, "replace")
     ops.ptep_clear_flush(vma, page, ptep, 1)
     mmu_notifier_invalidate_range(mm, page, end)
-    _new_anon(kernel, mm, new)
+    _new_anon(kernel, vma, page, new)
     enter_pte(kernel, vma, page, ptep, new, True)
     if counted:
         frames.mapcount[old] -= 1
@@ -302,11 +303,12 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
 
 
 # ------------------------------------------------------------------ entries and pages
-def _new_anon(kernel: ArchKernel, mm: mm_struct, pfn: int) -> None:
+def _new_anon(kernel: ArchKernel, vma: vm_area_struct, page: int, pfn: int) -> None:
     """Account for the first mapping of a fresh page; the pte takes over the caller's reference."""
     frames = kernel.frames
     frames.mapcount[pfn] = 1
-    mm.anon_rss += 1
+    page_add_anon_rmap(vma, page, pfn)
+    vma.vm_mm.anon_rss += 1
     lru_cache_add(kernel, pfn)
 
 
@@ -421,6 +423,7 @@ def _map_in_table(vma: vm_area_struct, pages: NDArray[np.uint64], write: bool) -
         slots, values = slots[still], values[still]
     if write:
         kernel.frames.table[MAPCOUNT][pfns] = 1
+        page_add_anon_rmaps(vma, lowest, slots, pfns)
         mm.anon_rss += len(pfns)
         lru_cache_add_run(kernel, pfns)
     _enter_run(vma, lowest, ptep, slots, values)

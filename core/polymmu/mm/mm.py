@@ -37,7 +37,9 @@ def boot(kernel: ArchKernel) -> None:
     def fails(slab: str) -> bool:
         return free.fail_next is not None and free.fail_next(slab)
 
-    i_mmap_lock = Spinlock if kernel.description.kernel.i_mmap_lock == "spin" else Mutex
+    choice = kernel.description.kernel
+    i_mmap_lock = Spinlock if choice.i_mmap_lock == "spin" else Mutex
+    anon_vma_lock = Spinlock if choice.anon_vma_spins else Mutex
     kernel.mms = Slab(
         "mm_struct",
         lambda slot: mm_struct(slot, kernel, RwSem(sched, "mmap_lock"), Spinlock(sched, "page_table_lock")),
@@ -51,10 +53,13 @@ def boot(kernel: ArchKernel) -> None:
             i_mmap_lock(sched, "i_mmap_lock"),
             Mutex(sched, "i_mutex"),
             Mutex(sched, "unmap_mutex"),
+            kernel.variants.rmap_tree.new_tree(),
         ),
         fails,
     )
-    kernel.anon_vmas = Slab("anon_vma", anon_vma, fails)
+    kernel.anon_vmas = Slab(
+        "anon_vma", lambda slot: anon_vma(slot, anon_vma_lock(sched, "anon_vma_lock")), fails
+    )
     boot_swap(kernel)
     if kernel.swap is not None:
         kernel.reclaim = partial(try_to_free_pages, kernel)

@@ -39,14 +39,13 @@ def move_page_tables(
     """Move what [old_addr, old_addr + length) of ``vma`` maps to ``new_addr`` on; the bytes that were moved.
 
     Fewer than ``length`` where no table could be had; the caller moves those back, which cannot fail, for the
-    tables are there. mmap_lock is held for writing. A file's i_mmap lock is held while entries are in neither
-    place, so that truncation finds each of them.
+    tables are there. mmap_lock is held for writing. The locks of the walks from pages are held while entries are in
+    neither place, so that truncation and try_to_unmap find each of them.
     """
     mm = vma.vm_mm
     kernel: ArchKernel = mm.kernel
     layout = mm.layout
     kernel.ops.flush_cache_range(vma, old_addr, old_addr + length)
-    mapping = vma.vm_file.mapping if vma.vm_file is not None else None
     mmu_notifier_invalidate_range_start(mm, old_addr, old_addr + length)
     done = 0
     while done < length:
@@ -58,11 +57,7 @@ def move_page_tables(
                 break
             done += _extent(layout.span_of(missing), old, new, length - done)
             continue
-        if mapping is not None:
-            mapping.i_mmap_lock.lock()
         moved = _move_some(vma, old, new_vma, new, length - done)
-        if mapping is not None:
-            mapping.i_mmap_lock.unlock()
         if not moved:
             break
         done += moved
@@ -97,14 +92,35 @@ def _move_some(vma: vm_area_struct, old: int, new_vma: vm_area_struct, new: int,
             entry = alloc_entry(mm, new, level)
             if entry < 0:
                 return 0
-            if _move_table(vma, level, old, new, entry):
+            take_rmap_locks(vma)
+            moved = _move_table(vma, level, old, new, entry)
+            drop_rmap_locks(vma)
+            if moved:
                 return span
     extent = _extent(layout.span_of(layout.pmd_level), old, new, left)
     into = alloc_entry(mm, new)
     if into < 0:
         return 0
+    take_rmap_locks(vma)
     _move_ptes(vma, old, new_vma, new, into, extent)
+    drop_rmap_locks(vma)
     return extent
+
+
+def take_rmap_locks(vma: vm_area_struct) -> None:
+    """From here on no walk from a page passes by ``vma``, nor by another vma that may map its pages (A5.4)."""
+    if vma.vm_file is not None:
+        vma.vm_file.mapping.i_mmap_lock.lock()
+    if vma.anon_vma is not None:
+        vma.anon_vma.root.lock.lock()
+
+
+def drop_rmap_locks(vma: vm_area_struct) -> None:
+    """Undo ``take_rmap_locks``."""
+    if vma.anon_vma is not None:
+        vma.anon_vma.root.lock.unlock()
+    if vma.vm_file is not None:
+        vma.vm_file.mapping.i_mmap_lock.unlock()
 
 
 def _move_table(vma: vm_area_struct, level: int, old: int, new: int, into: int) -> bool:

@@ -22,10 +22,10 @@ import numpy as np
 from polymmu.errors import UserMistake, syscall_error
 from polymmu.hardware.ram import NONZERO
 from polymmu.hooks import ArchKernel
+from polymmu.mm.anon_vma import anon_vma_prepare, page_add_anon_rmap
 from polymmu.mm.frames import alloc_page, get_page, lru_cache_add, put_page
 from polymmu.mm.pagelock import lock_page, trylock_page, unlock_page
 from polymmu.mm.tables import enter_pte, pte_lock, pte_unlock, read_pte
-from polymmu.mm.vma import anon_vma_prepare
 from polymmu.sched.locks import Spinlock
 from polymmu.structs import PG_DIRTY, PG_SWAPCACHE, EntryRun, Shape, SwapArea, mm_struct, vm_area_struct
 
@@ -265,6 +265,7 @@ def do_swap_page(vma: vm_area_struct, page: int, ptep: int, value: int, write: b
         ours = read_pte(mm, ptep) == value
         if ours:
             frames.mapcount[pfn] += 1
+            page_add_anon_rmap(vma, page, pfn)
             mm.anon_rss += 1
             mm.swapents -= 1
             _swap_free(area, slot)

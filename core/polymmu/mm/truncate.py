@@ -100,7 +100,7 @@ def unmap_mapping_range(
     # Terminates: each round completes a vma, which later rounds skip, or moves the restart address inside one.
     while any(
         _unmap_one(kernel, vma, first, last, details, count)
-        for vma in mapping.i_mmap.values()
+        for vma in mapping.i_mmap.overlapping(first, last)
         if vma.vm_truncate_count != count
     ):
         pass
@@ -121,7 +121,7 @@ def _next_count(mapping: address_space, page_size: int) -> int:
     count = (mapping.truncate_count + 1) % (1 << COUNT_BITS)
     if count % page_size == 0:
         if not count:
-            for vma in (*mapping.i_mmap.values(), *mapping.i_mmap_nonlinear.values()):
+            for vma in (*mapping.i_mmap, *mapping.i_mmap_nonlinear.values()):
                 vma.vm_truncate_count = 0
         count += 1
     mapping.truncate_count = count

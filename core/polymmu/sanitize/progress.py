@@ -31,7 +31,7 @@ class Progress(Judge):
         """Context -> what it is in, innermost last: its name, the entries that it may still visit, when it began."""
 
     def truncation_begin(self, mapping: address_space) -> None:
-        vmas = (*mapping.i_mmap.values(), *mapping.i_mmap_nonlinear.values())
+        vmas = (*mapping.i_mmap, *mapping.i_mmap_nonlinear.values())
         mapped = sum(vma.vm_end - vma.vm_start for vma in vmas)
         self._begin("truncation", mapped >> self.kernel.shape.layout.page_shift)
 

@@ -24,6 +24,7 @@ from polymmu.mm.tables import entries_in, format_of, read_pte, read_ptes, table_
 from polymmu.mm.vma import linear_index, vma_pages
 from polymmu.sanitize.cached_kernels import dirty_frames
 from polymmu.sanitize.judge import Bench, Judge
+from polymmu.sanitize.rmap import is_in_its_file, not_found
 from polymmu.sanitize.swapped import check_swap
 from polymmu.sanitize.violation import Happened
 from polymmu.structs import (
@@ -229,8 +230,6 @@ class State(Judge):
             anon = flags & PG_ANON != 0
             total += len(pfns)
             anon_total += int(np.count_nonzero(anon))
-            if vma.anon_vma is None:
-                self._each(vma, "INV-RMAP", addr, at[anon], "an anonymous page, and its vma has no anon_vma")
             found.append(pfns)
             if pte.dirty is not None:
                 dirty.append(pfns[_has(values, pte.dirty)])
@@ -244,8 +243,15 @@ class State(Judge):
                     at[writable & ~anon],
                     "a page of a file is writable in a private vma",
                 )
+            index = linear_index(vma, addr) + at
+            if vma.anon_vma is None:
+                self._each(vma, "INV-RMAP", addr, at[anon], "an anonymous page, and its vma has no anon_vma")
+            else:
+                missed = not_found(self.kernel, vma, index[anon], pfns[anon])
+                text = "no walk from an anonymous page finds its pte"
+                self._each(vma, "INV-RMAP", addr, at[anon][missed], text)
             if mapping is not None:
-                index = frames.table[INDEX, pfns] if nonlinear else linear_index(vma, addr) + at
+                index = frames.table[INDEX, pfns] if nonlinear else index
                 wrong = ~anon & (
                     (frames.table[MAPPING, pfns] != mapping.slot + 1) | (frames.table[INDEX, pfns] != index)
                 )
@@ -264,7 +270,7 @@ class State(Judge):
         if vma.vm_file is None:
             return None
         mapping = vma.vm_file.mapping
-        if not _is_listed(mapping, vma):
+        if not is_in_its_file(vma, mapping):
             self._tell(
                 "INV-RMAP", f"vma at {vma.vm_start:#x} of mm {vma.vm_mm.serial} is not in its file's i_mmap"
             )
@@ -377,12 +383,6 @@ def _joined(parts: list[Pfns]) -> Pfns:
 def _first(wrong: NDArray[np.bool_], *columns: Pfns) -> list[list[int]]:
     """The first row for which ``wrong`` holds, if any."""
     return [[int(column[n]) for column in columns] for n in np.flatnonzero(wrong)[:1].tolist()]
-
-
-def _is_listed(mapping: address_space, vma: vm_area_struct) -> bool:
-    """Whether a walk from the file's side would meet ``vma``."""
-    listed = mapping.i_mmap_nonlinear if vma.vm_flags & VM_NONLINEAR else mapping.i_mmap
-    return listed.get(vma.slot) is vma
 
 
 def _vma_in(mm: mm_struct, start: int, end: int) -> vm_area_struct | None:
