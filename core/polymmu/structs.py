@@ -202,7 +202,8 @@ class address_space:
     """A file's pages and the vmas that map them (Linux: struct address_space).
 
     ``pages``: page index -> pfn, ordered. ``i_mmap``: vmas in the order they were linked (a forked child
-    after its parent). Guard of both under several CPUs: ``i_mmap_lock`` for i_mmap, the page lock for pages.
+    after its parent); ``i_mmap_nonlinear``: those whose pages are not in the file's order. Guard under several CPUs:
+    ``i_mmap_lock`` for both, the page lock for pages.
     ``i_mutex``: held by who changes the file's size. ``unmap_mutex``: one unmap_mapping_range at a time.
     """
 
@@ -214,6 +215,7 @@ class address_space:
     host: File | None = None
     pages: SortedDict = attrs.field(factory=SortedDict)
     i_mmap: dict[int, vm_area_struct] = attrs.field(factory=dict)
+    i_mmap_nonlinear: dict[int, vm_area_struct] = attrs.field(factory=dict)
     truncate_count: int = 0
 
 
@@ -354,6 +356,8 @@ class mmu_gather:
     table_batch: int = -1
     """Frame that holds this list where its tables wait for RCU; -1: none."""
     vma: vm_area_struct | None = None
+    work: int = 0
+    """What a loop over ptes may still do before it looks who waits, in bytes (Linux: zap_bytes, zap_work)."""
     arch: Any = None
 
 

@@ -17,6 +17,10 @@ from polymmu.description.model import KernelChoice
 from polymmu.errors import PluginMistake, UserMistake
 from polymmu.hooks import ArchKernel
 from polymmu.mm.gather import LinkedGather
+from polymmu.mm.move import Extents
+from polymmu.mm.recheck import CacheRecheck
+from polymmu.mm.truncate import RestartCount
+from polymmu.mm.zap import ZapWork
 from polymmu.plugins import installed, load, suggestion
 
 __all__ = ["GROUP", "VARIANTS", "Variants", "chosen", "hookimpl"]
@@ -25,7 +29,13 @@ GROUP = "polymmu.plugin"
 hookspec = pluggy.HookspecMarker("polymmu_variants")
 hookimpl = pluggy.HookimplMarker("polymmu_variants")
 
-VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {"gather": {"linked": LinkedGather}}
+VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
+    "gather": {"linked": LinkedGather},
+    "unmap_vmas": {"work": ZapWork},
+    "truncate": {"restart-count": RestartCount},
+    "fault_recheck": {"cache": CacheRecheck},
+    "mremap": {"extents": Extents},
+}
 """The core's own, by axis and name."""
 
 
@@ -46,6 +56,10 @@ class Variants:
     """One machine's, each made and ready."""
 
     gather: LinkedGather
+    unmap_vmas: ZapWork
+    truncate: RestartCount
+    fault_recheck: CacheRecheck
+    mremap: Extents
 
 
 def chosen(kernel: ArchKernel) -> Variants:

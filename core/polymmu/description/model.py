@@ -33,6 +33,7 @@ REPLACEMENTS = ("lru", "plru", "random")
 
 # A part's name is a step of dotted paths (tlbs.L2.entries, tlb.L2@1.misses): no dot and no @ in it.
 PART_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,31}"
+_VARIANT_NAME = r"[A-Za-z][A-Za-z0-9._-]{0,31}"
 _MACHINE_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}"
 
 
@@ -44,6 +45,14 @@ def doc(text: str, **more: Any) -> dict[str, Any]:
 def cycles(default: int, text: str) -> Any:
     """A field that holds a number of cycles; bounded so that sums over a long run stay exact in 64 bits."""
     return field(default=default, metadata=doc(text, minimum=0, maximum=10**9))
+
+
+def variant(default: str, text: str) -> Any:
+    """A field that names one of the algorithms on its axis."""
+    return field(
+        default=default,
+        metadata=doc(text, pattern=_VARIANT_NAME, pattern_doc="a name (letters, digits, . _ and -)"),
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -118,13 +127,27 @@ class Costs:
 class KernelChoice:
     """Which mm algorithms run: one key per axis. Earlier generations come from plugins (``polymmu_history``)."""
 
-    gather: str = field(
-        default="linked",
-        metadata=doc(
-            "how pages are gathered for a flush: linked (Linux 3.0 on), or a plugin's: percpu, stack",
-            pattern=PART_NAME,
-            pattern_doc="a name (letters, digits, _ and -)",
-        ),
+    gather: str = variant(
+        "linked",
+        "how pages are gathered for a flush: linked (Linux 3.0 on), or a plugin's: percpu, stack",
+    )
+    unmap_vmas: str = variant(
+        "work",
+        "how a zap below i_mmap_lock is cut into blocks: work, or a plugin's: blocks, zap-work",
+    )
+    truncate: str = variant(
+        "restart-count",
+        "how a file's pages leave every mm: restart-count, or a plugin's: no-break, restart-vma, "
+        "restart-count-2004, mutex",
+    )
+    fault_recheck: str = variant(
+        "cache",
+        "what a fault of a file checks below the table lock: cache, or a plugin's: count, page-lock",
+    )
+    mremap: str = variant(
+        "extents",
+        "how mremap moves pages: extents, or a plugin's: one-page, one-page-unlocked, extents-2.6.15, "
+        "extents-3.2, extents-4.9",
     )
     table_free: str = field(
         default="auto",
@@ -143,12 +166,30 @@ class KernelChoice:
         default=10_000,
         metadata=doc("pages a gather may hold before it must flush (Linux 3.8: about 10,000)", minimum=8),
     )
+    preempt: bool = field(
+        default=True,
+        metadata=doc(
+            "a preemptible kernel: who waits for a spinlock can ask for it, and truncation looks every 8 pages, "
+            "not every 1024"
+        ),
+    )
     zap_block: int = field(
-        default=1024, metadata=doc("pages zapped between two looks at need_resched", minimum=1)
+        default=0,
+        metadata=doc("pages zapped between two looks at who waits; 0: as `preempt` says", minimum=0),
     )
     fast_mode: bool = field(
         default=False,
         metadata=doc("free pages at once and flush at the end on a machine with one CPU (Linux 2.6 to 3.9)"),
+    )
+    truncate_count_bits: int = field(
+        default=32,
+        metadata=doc("width of a file's count of truncations (Linux: 32)", minimum=2, maximum=32),
+    )
+    truncate_restart_bits: int = field(
+        default=0,
+        metadata=doc(
+            "low bits that are zero in a restart address; 0: those of a page's offset", minimum=0, maximum=12
+        ),
     )
     vm_max_map_count: int = field(default=65_530, metadata=doc("mappings one mm may have", minimum=1))
     pagevec: int = field(

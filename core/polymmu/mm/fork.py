@@ -45,7 +45,7 @@ def _dup_mmap(child: mm_struct, mm: mm_struct) -> None:
             continue
         copy = vma_copy(vma, child)
         anon_vma_fork(copy)
-        vma_link(copy, last, truncate_count=vma.vm_truncate_count)
+        vma_link(copy, last, parent=vma)
         last = copy
         child.total_vm += vma_pages(copy)
         copy_page_range(child, mm, vma)

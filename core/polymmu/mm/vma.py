@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from polymmu.errors import syscall_error
 from polymmu.hooks import ArchKernel
 from polymmu.mm.pagecache import get_file, put_file
+from polymmu.mm.truncate_count import truncate_counts
 from polymmu.structs import (
     VM_DONTEXPAND,
     VM_EXEC,
@@ -154,6 +155,7 @@ def vma_copy(vma: vm_area_struct, mm: mm_struct) -> vm_area_struct:
     copy.vm_private_data = vma.vm_private_data
     copy.vm_page_prot = vma.vm_page_prot
     anon_vma_clone(copy, vma)
+    truncate_counts(mm.kernel).vma_copied(copy, vma)
     return copy
 
 
@@ -241,18 +243,23 @@ def _could_join(vma: vm_area_struct, neighbour: vm_area_struct) -> bool:
 
 
 # ------------------------------------------------------------------- linking
-def vma_link(vma: vm_area_struct, prev: vm_area_struct | None, *, truncate_count: int | None = None) -> None:
+def vma_link(
+    vma: vm_area_struct, prev: vm_area_struct | None, *, parent: vm_area_struct | None = None
+) -> None:
     """Make ``vma``, which overlaps no other, part of its mm, behind ``prev`` (None: first of all).
 
-    Its truncate count becomes the mapping's: there is nothing to scan yet, and later faults check the file's
-    size (A1.7). Fork and mremap say another: their ptes come after the link.
+    ``parent``: the vma that a fork will copy its ptes from.
     """
     _link(vma, prev)
     vma.vm_mm.map_count += 1
     mapping = _mapping_of(vma)
     if mapping is not None:
         mapping.i_mmap_lock.lock()
-        vma.vm_truncate_count = mapping.truncate_count if truncate_count is None else truncate_count
+        counts = truncate_counts(vma.vm_mm.kernel)
+        if parent is None:
+            counts.vma_linked(vma, mapping)
+        else:
+            counts.vma_forked(vma, parent)
         mapping.i_mmap[vma.slot] = vma
         mapping.i_mmap_lock.unlock()
 
@@ -332,19 +339,18 @@ def vma_adjust(
     """
     changed = [vma for vma, _, _ in ranges]
     mapping = _mapping_of(changed[0])
+    counts = truncate_counts(mm.kernel)
     if mapping is not None:
         mapping.i_mmap_lock.lock()
     if insert is not None:
-        insert.vm_truncate_count = changed[0].vm_truncate_count
+        counts.vma_split(insert, changed[0])
         if mapping is not None:
             mapping.i_mmap[insert.slot] = insert
     growing = [vma for vma, start, end in ranges if start < vma.vm_start or vma.vm_end < end]
     givers = [*remove, *(vma for vma in changed if vma not in growing)]
     for vma in growing:
         for giver in givers:
-            # Pages move in under another count: the truncation that owns either must scan them again (A1.7).
-            if giver.vm_truncate_count != vma.vm_truncate_count:
-                vma.vm_truncate_count = 0
+            counts.vma_imports(vma, giver)
             anon_vma_clone(vma, giver)  # before the first page of the giver belongs to it
     for vma in remove:
         _unlink(vma)
@@ -359,7 +365,7 @@ def vma_adjust(
     for vma in moved:
         mm.vmas[vma.vm_start] = vma
     for vma in (*changed, insert) if insert is not None else changed:
-        _forget_restart(vma)
+        counts.vma_resized(vma)
     if insert is not None:
         below = insert.vm_start < changed[0].vm_start
         _link(insert, changed[0].vm_prev if below else changed[0])
@@ -368,16 +374,6 @@ def vma_adjust(
     mm.map_count += (insert is not None) - len(remove)
     for vma in remove:
         remove_vma(vma)
-
-
-def _forget_restart(vma: vm_area_struct) -> None:
-    """A restart address at or above the end says nothing about ``vma``, but the next call would believe it.
-
-    Without this a piece that falls out of one truncation's range escapes the next one (A1.6, last paragraph).
-    """
-    restart = vma.vm_truncate_count
-    if restart >= vma.vm_end and not restart % vma.vm_mm.layout.page_size:
-        vma.vm_truncate_count = 0
 
 
 def split_vma(vma: vm_area_struct, addr: int, *, new_below: bool) -> vm_area_struct:

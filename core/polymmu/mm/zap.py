@@ -1,24 +1,31 @@
 """Take user pages out of page tables: munmap, madvise, truncation and exit all end here (A2).
 
 A pte table is emptied in chunks, each in three steps: read the run; get-and-clear it, which is where what
-hardware set meanwhile comes out; account for what was in it. A chunk is at most a block of the machine file's
-``zap_block`` entries and at most as many pages as the gather has slots for, so that nothing is ever cleared that
-cannot be queued. Between chunks the loop looks whether somebody wants the CPU or the lock.
+hardware set meanwhile comes out; account for what was in it. A chunk holds at most as many pages as the gather has
+slots for, so that nothing is ever cleared that cannot be queued. Between chunks the loop looks whether somebody wants
+the CPU or the table lock.
+
+A zap below ``i_mmap_lock`` works in blocks (Linux: ZAP_BLOCK_SIZE, 8 pages with preemption and 1024 without), and asks
+after each whether to stop for those who wait for that lock. How a block is counted and what happens at its end changed
+with the years: ``ZapWork`` is the last form (2.6.38), the machine file names another class (``kernel.unmap_vmas``).
 
 A full gather makes the loop drop the table lock, flush, and go on behind the last entry it cleared; each chunk is
 accounted under the lock in which it was cleared, once (A2.4). Dirty file pages are flushed before that lock is
 dropped: whoever next finds them clean must not be overtaken by a store through an old TLB entry (A0.3 rule 3).
 
-First reading: ``zap_page_range``, ``_zap_ptes``; skip ``ZapDetails``.
+First reading: ``zap_page_range``, ``ZapWork.zap_ptes``; skip ``ZapDetails``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from polymmu.hardware.ram import MAPPING
+from polymmu.description.model import KernelChoice
+from polymmu.hardware.ram import FLAGS, INDEX, MAPPING
 from polymmu.hardware.scans import account_ptes
 from polymmu.hooks import ArchKernel
 from polymmu.mm.frames import lru_add_drain
@@ -37,6 +44,7 @@ from polymmu.mm.hugetlb import unmap_hugepage_range
 from polymmu.mm.tables import pte_lock, pte_unlock, read_ptes, table_runs
 from polymmu.sched.locks import Mutex, Spinlock
 from polymmu.structs import (
+    PG_CACHE,
     PG_DIRTY,
     VM_PFNMAP,
     EntryRun,
@@ -46,43 +54,50 @@ from polymmu.structs import (
     vm_area_struct,
 )
 
-__all__ = ["ZapDetails", "unmap_vmas", "update_hiwater_rss", "zap_page_range"]
+__all__ = ["ZapDetails", "ZapWork", "unmap_vmas", "update_hiwater_rss", "zap_page_range"]
+
+LONGEST = 1024
+"""Ptes cleared at once where nobody counts blocks."""
 
 
 @attrs.frozen(kw_only=True)
 class ZapDetails:
     """What a truncation or invalidation asks of a zap.
 
-    ``check_mapping``: leave every page alone that is not in this mapping's cache (private copies). ``i_mmap_lock``:
-    held by the caller; somebody waiting for it makes the zap stop early.
+    ``check_mapping``: leave every page alone that is not in this mapping's cache (private copies). ``nonlinear``:
+    leave all pages alone but the file's from the first to the last of these, wherever they are. ``i_mmap_lock``: held
+    by the caller. ``need_break``: asked after each block; True makes the zap stop there.
     """
 
     check_mapping: address_space | None = None
+    nonlinear: tuple[int, int] | None = None
     i_mmap_lock: Mutex | Spinlock | None = None
+    need_break: Callable[[], bool] | None = None
+
+    @property
+    def atomic(self) -> bool:
+        """Whether the caller holds a lock below which nobody may sleep."""
+        return self.i_mmap_lock is not None and self.i_mmap_lock.spins
+
+
+def strategy_of(mm: mm_struct) -> ZapWork:
+    """The machine's loop."""
+    strategy: ZapWork = mm.kernel.variants.unmap_vmas
+    return strategy
 
 
 def zap_page_range(vma: vm_area_struct, start: int, length: int, details: ZapDetails | None = None) -> int:
     """Remove the pages of [start, start + length), within ``vma``, tables left in place. The address reached.
 
-    That is the end, unless ``details`` has a lock and the zap stopped for its sake. The caller holds the mm's
-    mmap_lock or that lock.
+    That is the end, unless ``details`` made the zap stop. The caller holds the mm's mmap_lock or the file's
+    i_mmap_lock.
     """
-    mm = vma.vm_mm
-    kernel: ArchKernel = mm.kernel
-    end = start + length
-    lru_add_drain(kernel)
-    tlb = tlb_gather_mmu(mm)
-    update_hiwater_rss(mm)
-    reached = _unmap_vma(tlb, vma, start, end, details)
-    tlb_finish_mmu(tlb, start, end)
-    return reached
+    return strategy_of(vma.vm_mm).zap_page_range(vma, start, start + length, details)
 
 
 def unmap_vmas(tlb: mmu_gather, vma: vm_area_struct | None, start: int, end: int) -> None:
     """Remove the pages of [start, end) from ``vma`` and those after it on its list. ``end`` 0 means the top."""
-    while vma is not None and (not end or vma.vm_start < end):
-        _unmap_vma(tlb, vma, max(start, vma.vm_start), min(end or vma.vm_end, vma.vm_end), None)
-        vma = vma.vm_next
+    strategy_of(tlb.mm).unmap_vmas(tlb, vma, start, end)
 
 
 def update_hiwater_rss(mm: mm_struct) -> None:
@@ -90,72 +105,165 @@ def update_hiwater_rss(mm: mm_struct) -> None:
     mm.hiwater_rss = max(mm.hiwater_rss, mm.anon_rss + mm.file_rss)
 
 
-def _unmap_vma(tlb: mmu_gather, vma: vm_area_struct, start: int, end: int, details: ZapDetails | None) -> int:
-    """Remove the pages of a part of one vma, block by block; the address reached."""
-    if start >= end:
+class ZapWork:
+    """The loop of 2.6.38: the gather stays open between blocks, and a block is counted by the work it made.
+
+    An empty entry counts as one byte and any other as its page, so that what is mapped sets the pace (tables that do
+    not exist count nothing here). Only a zap with ``need_break`` has blocks: without one the loop gives way between
+    tables where it may sleep, as since 3.0.
+    """
+
+    def __init__(self, kernel: ArchKernel) -> None:
+        choice = kernel.description.kernel
+        self.kernel = kernel
+        self.longest = choice.zap_block or LONGEST
+        self.block = (choice.zap_block or (8 if choice.preempt else 1024)) << kernel.shape.layout.page_shift
+
+    @staticmethod
+    def refuses(choice: KernelChoice) -> str:
+        """Why this loop makes no sense beside the other choices; empty where it does."""
+        return ""
+
+    # ------------------------------------------------------------------ ranges
+    def zap_page_range(self, vma: vm_area_struct, start: int, end: int, details: ZapDetails | None) -> int:
+        """See the function of this name."""
+        mm = vma.vm_mm
+        lru_add_drain(self.kernel)
+        tlb = tlb_gather_mmu(mm)
+        update_hiwater_rss(mm)
+        tlb.work = self.block
+        reached = self.unmap_vma(tlb, vma, start, end, details)
+        tlb_finish_mmu(tlb, start, end)
+        return reached
+
+    def unmap_vmas(self, tlb: mmu_gather, vma: vm_area_struct | None, start: int, end: int) -> None:
+        """See the function of this name."""
+        tlb.work = self.block
+        while vma is not None and (not end or vma.vm_start < end):
+            self.unmap_vma(tlb, vma, max(start, vma.vm_start), min(end or vma.vm_end, vma.vm_end), None)
+            vma = vma.vm_next
+
+    def unmap_vma(
+        self, tlb: mmu_gather, vma: vm_area_struct, start: int, end: int, details: ZapDetails | None
+    ) -> int:
+        """Remove the pages of a part of one vma; the address reached."""
+        if start >= end:
+            return end
+        if vma.huge_size:  # one indivisible block, without a gather
+            self.unmap_huge(tlb, vma, start, end, details)
+            return end
+        ops = self.kernel.ops
+        tlb.vma = vma
+        ops.tlb_start_vma(tlb, vma)
+        walk = self.in_blocks if self.has_blocks(details) else self.in_tables
+        reached = walk(tlb, vma, start, end, details)
+        ops.tlb_end_vma(tlb, vma)
+        if vma.vm_flags & VM_PFNMAP and not tlb.fullmm:
+            # Its frames have no mapcount: a truncation elsewhere would find nothing mapped and let the driver free
+            # them while our flush is still to come (A4.9).
+            tlb_flush_mmu_tlbonly(tlb)
+        tlb.vma = None
+        return reached
+
+    def in_tables(
+        self, tlb: mmu_gather, vma: vm_area_struct, start: int, end: int, details: ZapDetails | None
+    ) -> int:
+        """A table at a time, to the end."""
+        for ptep, addr, stop in table_runs(tlb.mm, start, end):
+            self.zap_ptes(tlb, vma, ptep, addr, stop, details)
+            self.pause(tlb, details)
         return end
-    mm = tlb.mm
-    kernel: ArchKernel = mm.kernel
-    sched = kernel.sched
-    if vma.huge_size:  # one indivisible block, without a gather
+
+    def in_blocks(
+        self, tlb: mmu_gather, vma: vm_area_struct, start: int, end: int, details: ZapDetails | None
+    ) -> int:
+        """A block at a time, to the end or to where somebody is let in; the address reached."""
+        mm = tlb.mm
+        shift, width = mm.layout.page_shift, mm.layout.entry_bytes[-1]
+        for table, first, stop in table_runs(mm, start, end):
+            ptep, addr = table, first
+            while addr < stop:
+                n, worth = self.fitting(tlb, read_ptes(mm, ptep, (stop - addr) >> shift))
+                self.zap_ptes(tlb, vma, ptep, addr, addr + (n << shift), details)
+                tlb.work -= worth
+                ptep, addr = ptep + n * width, addr + (n << shift)
+                if tlb.work <= 0:
+                    tlb.work = self.block
+                    if self.block_ends(tlb, details):
+                        return addr
+        return end
+
+    def fitting(self, tlb: mmu_gather, values: EntryRun) -> tuple[int, int]:
+        """How many of the ptes ``values`` use up what is left of the block, at most all; and how much they use."""
+        layout, empty = tlb.mm.layout, np.uint64(self.kernel.shape.pte.empty)
+        worth = np.cumsum(np.where(values == empty, 1, layout.page_size))
+        n = min(int(np.searchsorted(worth, tlb.work)) + 1, len(values))
+        return n, int(worth[n - 1])
+
+    # ------------------------------------------------------------------ what changed with the years
+    def has_blocks(self, details: ZapDetails | None) -> bool:
+        """Whether this zap works in blocks."""
+        return details is not None and details.need_break is not None
+
+    def block_ends(self, tlb: mmu_gather, details: ZapDetails | None) -> bool:
+        """A block is done. True: stop here."""
+        return details is not None and details.need_break is not None and details.need_break()
+
+    def unmap_huge(
+        self, tlb: mmu_gather, vma: vm_area_struct, start: int, end: int, details: ZapDetails | None
+    ) -> None:
+        """Remove the huge pages of a part of ``vma``."""
         unmap_hugepage_range(vma, start, end, details.check_mapping if details is not None else None)
-        return end
-    lock = details.i_mmap_lock if details is not None else None
-    tlb.vma = vma
-    kernel.ops.tlb_start_vma(tlb, vma)
-    reached = end
-    for ptep, addr, stop in table_runs(mm, start, end):
-        _zap_ptes(tlb, vma, ptep, addr, stop, details)
-        if lock is None:
-            tlb_cond_resched(tlb)
-        elif sched.need_resched() or sched.need_lockbreak(lock):
-            reached = stop
-            break
-    kernel.ops.tlb_end_vma(tlb, vma)
-    if vma.vm_flags & VM_PFNMAP and not tlb.fullmm:
-        # Its frames have no mapcount: a truncation elsewhere would find nothing mapped and let the driver free
-        # them while our flush is still to come (A4.9).
-        tlb_flush_mmu_tlbonly(tlb)
-    tlb.vma = None
-    return reached
 
+    def lock_table(self, mm: mm_struct, ptep: int) -> Spinlock:
+        """Map the table of ``ptep`` and lock its entries."""
+        return pte_lock(mm, ptep)
 
-def _zap_ptes(
-    tlb: mmu_gather, vma: vm_area_struct, ptep: int, addr: int, end: int, details: ZapDetails | None
-) -> None:
-    """Remove the pages of [addr, end), which one pte table maps from ``ptep`` on."""
-    mm = tlb.mm
-    kernel: ArchKernel = mm.kernel
-    sched, ops = kernel.sched, kernel.ops
-    shift, width = mm.layout.page_shift, mm.layout.entry_bytes[-1]
-    block = kernel.description.kernel.zap_block
-    n = (end - addr) >> shift
-    kernel.events.entries_visited(mm, "zap", n)
-    cost = kernel.description.costs.entry_update
-    # Invariant: every entry before ``done`` that was to go is cleared, accounted and in the gather.
-    done = 0
-    while done < n:
-        lock = pte_lock(mm, ptep)
-        ops.enter_lazy_mmu(mm)
-        full = dirty = False
-        while done < n and not full:
-            values = read_ptes(mm, ptep + done * width, min(block, n - done))
-            first, last = _next_run(kernel, values, tlb_room(tlb), details)
-            if first < last:
-                at = done + first
-                full, dirtied = _zap_run(tlb, vma, ptep + at * width, addr + (at << shift), last - first)
-                dirty |= dirtied
-            done += last
-            sched.spend(cost * last, "zap")
-            if sched.need_resched() or sched.need_lockbreak(lock):
-                break
-        ops.leave_lazy_mmu(mm)
-        flushed = dirty and tlb_flush_dirty(tlb)
+    def unlock_table(self, mm: mm_struct, ptep: int) -> None:
+        """Undo ``lock_table``."""
         pte_unlock(mm, ptep)
-        if full or flushed:
-            tlb_flush_mmu(tlb)
-        if done < n and not (details is not None and details.i_mmap_lock and details.i_mmap_lock.spins):
+
+    def pause(self, tlb: mmu_gather, details: ZapDetails | None) -> None:
+        """No table lock is held: give way if somebody asked, and if the caller's lock allows it."""
+        if details is None or not details.atomic:
             tlb_cond_resched(tlb)
+
+    # ------------------------------------------------------------------ one table
+    def zap_ptes(
+        self, tlb: mmu_gather, vma: vm_area_struct, ptep: int, addr: int, end: int, details: ZapDetails | None
+    ) -> None:
+        """Remove the pages of [addr, end), which one pte table maps from ``ptep`` on."""
+        mm = tlb.mm
+        kernel = self.kernel
+        sched, ops = kernel.sched, kernel.ops
+        shift, width = mm.layout.page_shift, mm.layout.entry_bytes[-1]
+        n = (end - addr) >> shift
+        kernel.events.entries_visited(mm, "zap", n)
+        cost = kernel.description.costs.entry_update
+        # Invariant: every entry before ``done`` that was to go is cleared, accounted and in the gather.
+        done = 0
+        while done < n:
+            lock = self.lock_table(mm, ptep)
+            ops.enter_lazy_mmu(mm)
+            full = dirty = False
+            while done < n and not full:
+                values = read_ptes(mm, ptep + done * width, min(self.longest, n - done))
+                first, last = _next_run(kernel, values, tlb_room(tlb), details)
+                if first < last:
+                    at = done + first
+                    full, dirtied = _zap_run(tlb, vma, ptep + at * width, addr + (at << shift), last - first)
+                    dirty |= dirtied
+                done += last
+                sched.spend(cost * last, "zap")
+                if sched.need_resched() or sched.need_lockbreak(lock):
+                    break
+            ops.leave_lazy_mmu(mm)
+            flushed = dirty and tlb_flush_dirty(tlb)
+            self.unlock_table(mm, ptep)
+            if full or flushed:
+                tlb_flush_mmu(tlb)
+            if done < n:
+                self.pause(tlb, details)
 
 
 def _next_run(kernel: ArchKernel, values: EntryRun, room: int, details: ZapDetails | None) -> tuple[int, int]:
@@ -164,8 +272,8 @@ def _next_run(kernel: ArchKernel, values: EntryRun, room: int, details: ZapDetai
     Where none is left both are the end of ``values``.
     """
     goes = present = kernel.shape.pte.mapped_in(values)
-    if details is not None and details.check_mapping is not None:
-        goes = present & _cached_in(kernel, values, details.check_mapping)
+    if details is not None and (details.check_mapping is not None or details.nonlinear is not None):
+        goes = present & _asked_for(kernel, values, details)
     chosen = np.flatnonzero(goes)
     if not len(chosen):
         return len(values), len(values)
@@ -177,13 +285,19 @@ def _next_run(kernel: ArchKernel, values: EntryRun, room: int, details: ZapDetai
     return first, last
 
 
-def _cached_in(kernel: ArchKernel, values: EntryRun, mapping: address_space) -> NDArray[np.bool_]:
-    """Which of the present ptes ``values`` map a page of ``mapping``'s cache."""
-    shape = kernel.shape
+def _asked_for(kernel: ArchKernel, values: EntryRun, details: ZapDetails) -> NDArray[np.bool_]:
+    """Which of the present ptes ``values`` map a page that ``details`` does not spare."""
+    shape, table = kernel.shape, kernel.frames.table
     pfns = (values & np.uint64(shape.pte.frame_mask)) >> np.uint64(shape.pfn_shift)
     pfns = np.where(pfns < kernel.frames.count, pfns, 0)  # frame 0 is in no cache
-    cached: NDArray[np.bool_] = kernel.frames.table[MAPPING, pfns] == mapping.slot + 1
-    return cached
+    goes: NDArray[np.bool_] = np.ones(len(values), dtype=np.bool_)
+    if details.check_mapping is not None:
+        goes = table[MAPPING, pfns] == details.check_mapping.slot + 1
+    if details.nonlinear is not None:
+        first, last = details.nonlinear
+        index = table[INDEX, pfns]
+        goes = goes & (table[FLAGS, pfns] & PG_CACHE != 0) & (first <= index) & (index <= last)
+    return goes
 
 
 def _zap_run(tlb: mmu_gather, vma: vm_area_struct, ptep: int, addr: int, n: int) -> tuple[bool, bool]:
