@@ -14,7 +14,7 @@ from polymmu.mm.truncate import do_truncate, unmap_mapping_range
 from polymmu.mm.vma import split_vma
 from polymmu.sched.driver import Sched
 from polymmu.structs import VM_SHARED, File, mm_struct
-from tests.mm.toy import PAGE, PMD, PUD, RW, add_vma, boot, frame_at, load, new_mm, state, store, touch
+from tests.mm.toy import PAGE, PUD, RW, add_vma, boot, frame_at, load, new_mm, state, store, touch
 
 SHARED = RW | VM_SHARED
 

@@ -1,7 +1,6 @@
 """What others do to vmas while a truncation has dropped its lock (A1.2 to A1.7), by script and at random.
 
-``test_no_page_..._at_random`` fails for ``restart-count-2004`` with 14 of 100 seeds, for ``bug-004`` with 18, ``bug-007a``
-with 2, ``bug-007b`` with 25, and for no other generation (tests/history).
+The sequences by script are functions of a kernel: ``tests.history.test_truncations`` runs them on older ones.
 """
 
 from __future__ import annotations
@@ -239,8 +238,8 @@ def merged_in_the_break(kernel: ArchKernel) -> list[int]:
     """Corpus 7a: the upper half, not scanned, joins the lower one, which is done."""
     mm = new_mm(kernel)
     file = new_file(kernel, "f", 8 * PAGE)
-    do_mmap(mm, V, 8 * PAGE, SHARED, fixed=True, file=file, pgoff=0)
-    do_mprotect(mm, V + 4 * PAGE, 4 * PAGE, VM_READ)
+    do_mmap(mm, V, 4 * PAGE, SHARED, fixed=True, file=file, pgoff=0)
+    do_mmap(mm, V + 4 * PAGE, 4 * PAGE, VM_READ | VM_SHARED, fixed=True, file=file, pgoff=4)
     for page in range(8):
         touch(mm, V + page * PAGE, "load")
     in_breaks(kernel, file, [lambda: do_mprotect(mm, V + 4 * PAGE, 4 * PAGE, RW)])
@@ -261,9 +260,7 @@ def moved_in_the_break(kernel: ArchKernel) -> list[int]:
         do_mmap(mm, at, 4 * PAGE, SHARED, fixed=True, file=file, pgoff=first)
         for page in range(4):
             touch(mm, at + page * PAGE, "load")
-    in_breaks(
-        kernel, file, [lambda: do_mremap(mm, V + PUD, 4 * PAGE, 4 * PAGE, new_addr=V + 4 * PAGE)]
-    )
+    in_breaks(kernel, file, [lambda: do_mremap(mm, V + PUD, 4 * PAGE, 4 * PAGE, new_addr=V + 4 * PAGE)])
     cut_off(kernel, file)
     assert mm.map_count == 1
     return mapped(mm, V, 8)
@@ -312,7 +309,7 @@ def test_a1_7_a_new_vma_has_nothing_to_scan() -> None:
 
 
 def copied_before_the_wrap(kernel: ArchKernel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Corpus 7d: a split copies number 1; call 2 and the beginning of another call 1 come before the piece is linked."""
+    """Corpus 7d: a split copies number 1; call 2, and another call 1 as far as its break, come before the link."""
     mm = new_mm(kernel)
     file = new_file(kernel, "f", 8 * PAGE)
     shows(mm, file, V, 4)

@@ -20,7 +20,8 @@ from polymmu.mm.mprotect import do_mprotect
 from polymmu.mm.mremap import do_mremap
 from polymmu.mm.pagecache import new_file
 from polymmu.mm.truncate import unmap_mapping_range
-from polymmu.mm.vma import vmas_of
+from polymmu.mm.vma import vma_pages, vmas_of
+from polymmu.sched.locks import Lock
 from polymmu.structs import VM_READ, VM_SHARED, File, mm_struct, vm_area_struct
 from tests.mm.toy import PAGE, PUD, RW, frame_at, new_mm, touch
 
@@ -30,6 +31,9 @@ PAGES = 24
 BASE, ROOM = PUD, 64
 """Where a program maps, and how many pages it has there."""
 
+UNCOUNTED = ("no-break", "mutex")
+"""Generations whose vmas do not say what is done."""
+
 
 def in_breaks(kernel: ArchKernel, file: File, actions: Iterable[Action]) -> list[Action]:
     """Do ``actions``, one whenever a truncation of ``file`` drops its lock, which is wanted while one is left.
@@ -37,16 +41,19 @@ def in_breaks(kernel: ArchKernel, file: File, actions: Iterable[Action]) -> list
     The list that is handed back holds those that are still to come, and may be added to.
     """
     left = list(actions)
-    lock = file.mapping.i_mmap_lock
+    mine = file.mapping.i_mmap_lock
     truncate, sched = kernel.variants.truncate, kernel.sched
 
     def give_way(_: object) -> None:
-        lock.unlock()
+        mine.unlock()
         if left:
             left.pop(0)()
-        lock.lock()
+        mine.lock()
 
-    sched.need_lockbreak = lambda wanted: wanted is lock and bool(left)  # type: ignore[method-assign]
+    def wanted_by_somebody(lock: Lock) -> bool:
+        return lock is mine and bool(left)
+
+    sched.need_lockbreak = wanted_by_somebody  # type: ignore[method-assign]
     truncate.give_way = give_way
     return left
 
@@ -86,7 +93,17 @@ class Truncating:
     def somebody(self) -> None:
         """Some program does something."""
         do = self.chance.choice(
-            (self.map, self.touch, self.touch, self.unmap, self.protect, self.protect, self.move, self.move, self.fork)
+            (
+                self.map,
+                self.touch,
+                self.touch,
+                self.unmap,
+                self.protect,
+                self.protect,
+                self.move,
+                self.move,
+                self.fork,
+            )
         )
         self.act(do, self.chance.choice(self.mms))
 
@@ -136,6 +153,8 @@ class Truncating:
         for mm, addr, index in file_ptes(self.mms):
             if index >= self.cut:
                 raise Wrong(f"page {index} of the file is still mapped at {addr:#x} of mm {mm.serial}")
+        if self.kernel.description.kernel.truncate not in UNCOUNTED and self.not_done():
+            raise Wrong("a vma was passed over")
         self.file.size = PAGES * PAGE
 
     def in_break(self) -> None:
@@ -155,10 +174,15 @@ class Truncating:
         if now - self.watched or any(index < self.cut for index in gone):
             raise Wrong(f"cut at {self.cut}, and pages {sorted(gone)} went")
 
-    def done(self) -> list[vm_area_struct]:
-        """The vmas that say they are done, though the call's pages overlap them: all of those, after a call."""
+    def not_done(self) -> list[vm_area_struct]:
+        """The vmas that show pages the call was to cut off, and do not say that it was there (A9.3)."""
         count = self.file.mapping.truncate_count
-        return [vma for mm in self.mms for vma in vmas_of(mm.mmap) if vma.vm_truncate_count == count]
+        everything = (vma for mm in self.mms for vma in vmas_of(mm.mmap) if vma.vm_file is not None)
+        return [
+            vma
+            for vma in everything
+            if vma.vm_pgoff + vma_pages(vma) > self.cut and vma.vm_truncate_count != count
+        ]
 
 
 def run(kernel: ArchKernel, chance: random.Random, rounds: int = 8, busy: int = 3) -> None:
