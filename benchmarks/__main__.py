@@ -19,6 +19,7 @@ from benchmarks.measure import Row
 from benchmarks.peers import peers
 from benchmarks.process import process
 from benchmarks.replay import replay
+from benchmarks.truncation import truncation
 from benchmarks.workloads import Lab
 
 __all__ = ["BENCHMARKS", "host", "main", "table"]
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "faults": faults,
     "arches": arches,
     "growth": growth,
+    "truncation": truncation,
 }
 FINE, MISSED, MISTAKE = 0, 1, 2
 

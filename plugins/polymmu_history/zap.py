@@ -49,8 +49,7 @@ class ZapWork2005(ZapWork):
         """An indivisible block was done, however large."""
         tlb.work -= work
         if tlb.work <= 0:
-            tlb.work = self.block
-            self.block_ends(tlb, details)
+            self.used_up(tlb, details)
 
 
 class ZapBlocks(ZapWork2005):
@@ -77,10 +76,8 @@ class ZapBlocks(ZapWork2005):
                 self.zap_ptes(tlb, vma, ptep, addr, upto, details)
             tlb.work -= stop - start
             start = stop
-            if tlb.work <= 0:
-                tlb.work = self.block
-                if self.block_ends(tlb, details):
-                    return start
+            if tlb.work <= 0 and self.used_up(tlb, details):
+                return start
         return end
 
     def unmap_huge(

@@ -11,6 +11,7 @@ from benchmarks.faults import faults
 from benchmarks.growth import free_pgtables_visits, growth
 from benchmarks.measure import GIB, KIB, MIB, TIB, Row, Subject, Target, side_by_side
 from benchmarks.replay import replay
+from benchmarks.truncation import GENERATIONS, contended, truncation
 from benchmarks.workloads import Lab, pointer_chase
 
 from benchmarks import __main__ as command
@@ -135,3 +136,29 @@ def test_an_unknown_benchmark_is_one_line_and_2(capsys: pytest.CaptureFixture[st
 def test_the_documented_command_names_every_benchmark() -> None:
     text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
     assert all(f"`{name}`" in text for name in command.BENCHMARKS)
+
+
+# ------------------------------------------------------------------ truncation
+def test_truncation_has_a_row_per_generation_size_and_preemption() -> None:
+    rows = truncation(Lab(scale=1 / 1000, rounds=1))
+    assert len(rows) == 2 * len(GENERATIONS)
+    assert all(row.figure is not None and row.figure > 0 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["restart-vma", "restart-count-2004", "restart-count"])
+def test_a_waiter_waits_for_a_block_and_not_for_the_file(name: str) -> None:
+    """2004: from in proportion to what is mapped to one block, its flush, and a step per vma done. Entries visited do
+    not grow with the rounds, vmas visited do; and with somebody always waiting the end comes."""
+    old, new = contended(GENERATIONS["no-break"], True, 2048, 4), contended(GENERATIONS[name], True, 2048, 4)
+    assert (old.rounds, old.entries) == (1, 2048)
+    assert old.longest_wait > 2048 // 2 * 4, "cycles of half the entries"
+    assert new.entries == 2048
+    assert new.rounds > 20
+    assert new.vmas > new.rounds
+    if name != "restart-count":  # its second unmapping counts empty entries as next to nothing
+        assert new.longest_wait < 8 * 4 + 8 * 120 + 300 + 4 * 10
+
+
+def test_without_preemption_nobody_can_ask() -> None:
+    seen = contended(GENERATIONS["restart-count-2004"], False, 2048, 4)
+    assert seen.rounds == 1

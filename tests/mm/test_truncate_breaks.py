@@ -50,7 +50,7 @@ def mapped(mm: mm_struct, at: int, pages: int) -> list[int]:
 
 # ------------------------------------------------------------------ at random
 @pytest.mark.parametrize("arch", sorted(ARCHES))
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(chance=st.randoms(use_true_random=False))
 def test_no_page_that_was_cut_off_stays_mapped_whatever_happens_in_the_breaks_at_random(
     arch: str, chance: random.Random

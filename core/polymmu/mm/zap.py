@@ -187,11 +187,17 @@ class ZapWork:
                 self.zap_ptes(tlb, vma, ptep, addr, addr + (n << shift), details)
                 tlb.work -= worth
                 ptep, addr = ptep + n * width, addr + (n << shift)
-                if tlb.work <= 0:
-                    tlb.work = self.block
-                    if self.block_ends(tlb, details):
-                        return addr
+                if tlb.work <= 0 and self.used_up(tlb, details):
+                    return addr
         return end
+
+    def used_up(self, tlb: mmu_gather, details: ZapDetails | None) -> bool:
+        """A block is done, the next one begins. True: stop before it."""
+        tlb.work = self.block
+        self.kernel.sched.point(
+            "block", tlb.mm
+        )  # who waits is seen, also below locks held from block to block
+        return self.block_ends(tlb, details)
 
     def fitting(self, tlb: mmu_gather, values: EntryRun) -> tuple[int, int]:
         """How many of the ptes ``values`` use up what is left of the block, at most all; and how much they use."""
@@ -206,7 +212,7 @@ class ZapWork:
         return details is not None and details.need_break is not None
 
     def block_ends(self, tlb: mmu_gather, details: ZapDetails | None) -> bool:
-        """A block is done. True: stop here."""
+        """What there is to do after a block. True: stop there."""
         return details is not None and details.need_break is not None and details.need_break()
 
     def unmap_huge(
