@@ -270,6 +270,20 @@ def test_a1_7_what_pages_move_into_is_scanned_again() -> None:
     assert moved_in_the_break(boot()) == []
 
 
+def test_a1_7_a_truncation_may_be_done_with_the_new_vma_before_its_pages_come() -> None:
+    """So it is told with every extent, below the lock, and not once when the vma is made."""
+    kernel = boot()
+    strategy = kernel.variants.mremap
+    lock_rmap = strategy.lock_rmap
+
+    def done_with_it_first(mapping: Any, vma: vm_area_struct, new_vma: vm_area_struct) -> None:
+        new_vma.vm_truncate_count = mapping.truncate_count
+        lock_rmap(mapping, vma, new_vma)
+
+    strategy.lock_rmap = done_with_it_first
+    assert moved_in_the_break(kernel) == []
+
+
 def moved_below_the_restart_address(kernel: ArchKernel) -> list[int]:
     """Corpus 8: the vma that pages move into is the interrupted one, and they come to lie below where it was left."""
     mm = new_mm(kernel)
