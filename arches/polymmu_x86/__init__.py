@@ -42,6 +42,7 @@ from polymmu_x86.entries import (
     fault_codes,
     protections,
 )
+from polymmu_x86.highpte import kmap_atomic, kunmap_atomic
 
 MIB = 1 << 20
 
@@ -80,6 +81,12 @@ class X86Config:
     single_page_flush_ceiling: int = field(
         default=33,
         metadata=doc("most pages invalidated one by one (Linux 3.7 on; 0: always reload CR3)", minimum=0),
+    )
+    highpte: bool = field(
+        default=False,
+        metadata=doc(
+            "page tables in high memory: mapped by an atomic map while they are used (CONFIG_HIGHPTE)"
+        ),
     )
     pcid = False
     """32-bit paging has no address-space numbers."""
@@ -272,6 +279,23 @@ def tlb_flush(tlb: mmu_gather) -> None:
         kernel.ops.flush_tlb_mm(tlb.mm)
     else:
         family.tlb_flush(tlb)
+
+
+def has_highpte(mm: mm_struct) -> bool:
+    section: X86Config = mm.kernel.description.section
+    return section.highpte
+
+
+@hookimpl
+def pte_map(mm: mm_struct, table: int) -> None:
+    if has_highpte(mm):
+        kmap_atomic(mm, table)
+
+
+@hookimpl
+def pte_unmap(mm: mm_struct, table: int) -> None:
+    if has_highpte(mm):
+        kunmap_atomic(mm, table)
 
 
 decode_fault = family.decode_fault

@@ -28,12 +28,16 @@ class Context:
 
 @attrs.define(eq=False)
 class CpuState:
-    """A CPU's: which mm each address-space number belongs to, and how fresh it is. Slot n is PCID n + 1."""
+    """A CPU's: which mm each address-space number belongs to, and how fresh it is. Slot n is PCID n + 1.
+
+    ``mapped_tables``: page tables in high memory that it has mapped (``highpte``).
+    """
 
     owner: list[int] = attrs.field(factory=lambda: [0] * NR_DYN_ASIDS)
     tlb_gen: list[int] = attrs.field(factory=lambda: [0] * NR_DYN_ASIDS)
     next_slot: int = 0
     loaded: int = 0
+    mapped_tables: list[int] = attrs.field(factory=list[int])
 
 
 def boot(kernel: ArchKernel) -> list[CpuState]:

@@ -102,6 +102,7 @@ def test_a_move_without_memory_fails_and_puts_everything_back(choice: dict[str, 
             left[0] -= 1
         return what == "table" and left[0] < 0
 
+    n = 0
     for n in range(4):
         left[0] = n
         kernel.free.fail_next = fails

@@ -15,6 +15,7 @@ import pytest
 from greenlet import greenlet
 
 import polymmu_history
+from polymmu.description.model import KernelChoice
 from polymmu.errors import SegmentationFault, UserMistake
 from polymmu.hooks import ArchKernel
 from polymmu.mm import fault, pagecache
@@ -72,13 +73,11 @@ def test_what_makes_no_sense_together_is_refused_with_the_way_out(
 
 @pytest.mark.parametrize("axis", ["truncate", "unmap_vmas", "fault_recheck"])
 def test_every_generation_and_bug_can_be_chosen_by_its_name(axis: str) -> None:
+    rests: list[dict[str, Any]] = [{}, SPIN, {"unmap_vmas": "blocks"}, {"fault_recheck": "page-lock"}]
     for name, made in polymmu_history.kernel_variants()[axis].items():
-        rest: dict[str, Any] = {}
-        for trial in ({}, SPIN, {"unmap_vmas": "blocks"}, {"fault_recheck": "page-lock"}):
-            if not made.refuses(boot().description.kernel.__class__(**{**trial, axis: name})):
-                rest = trial
-                break
-        assert type(getattr(boot(**{**rest, axis: name}).variants, axis)) is made
+        choices = [{**rest, axis: name} for rest in rests]
+        choice = next(each for each in choices if not made.refuses(KernelChoice(**each)))
+        assert type(getattr(boot(**choice).variants, axis)) is made
 
 
 # ------------------------------------------------------------------ at random
