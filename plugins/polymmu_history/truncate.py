@@ -42,6 +42,10 @@ class RestartCount2004(RestartCount):
     def unmap_mapping_range(self, mapping: address_space, first: int, last: int, even_cows: bool) -> None:
         self.unmap(self.call(mapping, first, last, even_cows))
 
+    def looks(self) -> bool:
+        """The loop of the time flushes at the end of each block, and is to do so alone, too."""
+        return True
+
     def vma_resized(self, vma: vm_area_struct) -> None:
         """Nobody thought of it (98)."""
 

@@ -140,6 +140,7 @@ def break_once(monkeypatch: pytest.MonkeyPatch, file: File, action: Callable[[],
             wanted[0] = False
             action()
 
+    monkeypatch.setattr(Sched, "runs_tasks", True)
     monkeypatch.setattr(Sched, "need_resched", need_resched)
     monkeypatch.setattr(Sched, "cond_resched", cond_resched)
 

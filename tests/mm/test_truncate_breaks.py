@@ -159,6 +159,7 @@ def test_a1_4_step_4_a_restart_address_is_stored_also_where_nobody_is_let_in() -
         seen.append(vma.vm_truncate_count)
         return len(seen) == 1
 
+    kernel.sched.runs_tasks = True
     kernel.sched.need_lockbreak = asked  # type: ignore[method-assign]
     cut_off(kernel, file)
     assert seen == [0, 0, V + 4 * PAGE, V + 4 * PAGE]
@@ -395,6 +396,7 @@ def test_a0_4_only_a_preemptible_kernel_is_asked_by_who_waits(preempt: bool, dro
     file.mapping.i_mmap_lock.waiters.append("somebody")
     assert kernel.sched.need_lockbreak(file.mapping.i_mmap_lock) is preempt
     file.mapping.i_mmap_lock.waiters.clear()
+    kernel.sched.runs_tasks = True
     kernel.sched.need_resched = lambda: preempt  # type: ignore[method-assign]
     given_way: list[object] = []
     kernel.variants.truncate.give_way = given_way.append

@@ -53,6 +53,7 @@ def in_breaks(kernel: ArchKernel, file: File, actions: Iterable[Action]) -> list
     def wanted_by_somebody(lock: Lock) -> bool:
         return lock is mine and bool(left)
 
+    sched.runs_tasks = True
     sched.need_lockbreak = wanted_by_somebody  # type: ignore[method-assign]
     truncate.give_way = give_way
     return left

@@ -134,9 +134,13 @@ class RestartCount(TruncateCounts):
         details = ZapDetails(
             check_mapping=None if even_cows else mapping,
             i_mmap_lock=lock,
-            need_break=lambda: self.need_break(lock),
+            need_break=(lambda: self.need_break(lock)) if self.looks() else None,
         )
         return Unmapping(mapping, first, last, details)
+
+    def looks(self) -> bool:
+        """Whether to look after each block who waits: alone nobody can, and looking takes as long again as zapping."""
+        return self.kernel.sched.runs_tasks
 
     def unmap(self, call: Unmapping) -> None:
         """The driver (A1.2). The file's size was written before."""

@@ -180,16 +180,24 @@ class ZapWork:
         """A block at a time, to the end or to where somebody is let in; the address reached."""
         mm = tlb.mm
         shift, width = mm.layout.page_shift, mm.layout.entry_bytes[-1]
-        for table, first, stop in table_runs(mm, start, end):
-            ptep, addr = table, first
-            while addr < stop:
-                n, worth = self.fitting(tlb, read_ptes(mm, ptep, (stop - addr) >> shift))
-                self.zap_ptes(tlb, vma, ptep, addr, addr + (n << shift), details)
-                tlb.work -= worth
-                ptep, addr = ptep + n * width, addr + (n << shift)
+        for ptep, addr, stop in table_runs(mm, start, end):
+            worth = self.worth(mm, read_ptes(mm, ptep, (stop - addr) >> shift))
+            done = used = 0
+            while done < len(worth):
+                n = min(int(np.searchsorted(worth, used + tlb.work)) + 1, len(worth))
+                self.zap_ptes(
+                    tlb, vma, ptep + done * width, addr + (done << shift), addr + (n << shift), details
+                )
+                done, before, used = n, used, int(worth[n - 1])
+                tlb.work -= used - before
                 if tlb.work <= 0 and self.used_up(tlb, details):
-                    return addr
+                    return addr + (done << shift)
         return end
+
+    def worth(self, mm: mm_struct, values: EntryRun) -> NDArray[np.int64]:
+        """What the ptes ``values`` up to each of them use of a block. They may change before they are zapped."""
+        empty: NDArray[np.bool_] = values == np.uint64(self.kernel.shape.pte.empty)
+        return np.cumsum(np.where(empty, 1, mm.layout.page_size))
 
     def used_up(self, tlb: mmu_gather, details: ZapDetails | None) -> bool:
         """A block is done, the next one begins. True: stop before it."""
@@ -198,13 +206,6 @@ class ZapWork:
             "block", tlb.mm
         )  # who waits is seen, also below locks held from block to block
         return self.block_ends(tlb, details)
-
-    def fitting(self, tlb: mmu_gather, values: EntryRun) -> tuple[int, int]:
-        """How many of the ptes ``values`` use up what is left of the block, at most all; and how much they use."""
-        layout, empty = tlb.mm.layout, np.uint64(self.kernel.shape.pte.empty)
-        worth = np.cumsum(np.where(values == empty, 1, layout.page_size))
-        n = min(int(np.searchsorted(worth, tlb.work)) + 1, len(values))
-        return n, int(worth[n - 1])
 
     # ------------------------------------------------------------------ what changed with the years
     def has_blocks(self, details: ZapDetails | None) -> bool:
