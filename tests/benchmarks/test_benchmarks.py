@@ -129,7 +129,8 @@ def test_the_command_prints_json_and_fails_on_a_missed_target(
 def test_an_unknown_benchmark_is_one_line_and_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["spede"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "benchmarks: unknown benchmark 'spede' (known: replay, peers, process, faults, arches, growth; rounds from 1)"
+        "benchmarks: unknown benchmark 'spede' (known: replay, peers, process, faults, arches, growth, "
+        "truncation; rounds from 1)"
     ]
 
 
