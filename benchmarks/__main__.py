@@ -26,6 +26,7 @@ from benchmarks.process import process
 from benchmarks.replay import replay
 from benchmarks.rmap import rmap
 from benchmarks.sanitizer import sanitizer
+from benchmarks.truncation import truncation
 from benchmarks.workloads import Lab
 
 __all__ = ["BENCHMARKS", "host", "main", "table"]
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "sanitizer": sanitizer,
     "pgtables": pgtables,
     "rmap": rmap,
+    "truncation": truncation,
 }
 FINE, MISSED, MISTAKE = 0, 1, 2
 

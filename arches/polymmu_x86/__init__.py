@@ -44,6 +44,7 @@ from polymmu_x86.entries import (
     fault_codes,
     protections,
 )
+from polymmu_x86.highpte import kmap_atomic, kunmap_atomic
 from polymmu_x86.tlbflush import shootdown_key
 
 MIB = 1 << 20
@@ -85,6 +86,12 @@ class X86Config:
         metadata=doc("most pages invalidated one by one (Linux 3.7 on; 0: always reload CR3)", minimum=0),
     )
     shootdown: str = shootdown_key()
+    highpte: bool = field(
+        default=False,
+        metadata=doc(
+            "page tables in high memory: mapped by an atomic map while they are used (CONFIG_HIGHPTE)"
+        ),
+    )
     pcid = False
     """32-bit paging has no address-space numbers."""
 
@@ -265,6 +272,23 @@ def tlb_flush(tlb: mmu_gather) -> None:
         family.flush_tlb_mm(tlb.mm)
     else:
         family.tlb_flush(tlb)
+
+
+def has_highpte(mm: mm_struct) -> bool:
+    section: X86Config = mm.kernel.description.section
+    return section.highpte
+
+
+@hookimpl
+def pte_map(mm: mm_struct, table: int) -> None:
+    if has_highpte(mm):
+        kmap_atomic(mm, table)
+
+
+@hookimpl
+def pte_unmap(mm: mm_struct, table: int) -> None:
+    if has_highpte(mm):
+        kunmap_atomic(mm, table)
 
 
 decode_fault = family.decode_fault

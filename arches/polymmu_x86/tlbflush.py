@@ -70,6 +70,8 @@ class CpuState:
     is_lazy: bool = False
     slot: int = 0
     owner: list[int] = attrs.field(factory=lambda: [-1] * NR_DYN_ASIDS)
+    mapped_tables: list[int] = attrs.field(factory=list[int])
+    """Page tables in high memory that it has mapped (``highpte``)."""
     tlb_gen: list[int] = attrs.field(factory=lambda: [0] * NR_DYN_ASIDS)
     next_slot: int = 0
 

@@ -97,6 +97,7 @@ def boot_kernel(
         shape=shape,
         active_mm=[None] * len(cpus),
     )
+    kernel.sched.preemptible = description.kernel.preempt
     kernel.variants = variants.chosen(kernel)
     mm_life.boot(kernel)
     kernel.events = Events(observers)

@@ -55,6 +55,9 @@ class Observer:
     def truncation_end(self, mapping: Any) -> None:
         """The truncation or invalidation that began last for ``mapping`` is done."""
 
+    def vmas_visited(self, mapping: Any, n: int) -> None:
+        """A truncation's walk over the vmas of a file ended, or broke off, after ``n`` of them."""
+
     def page_uncached(self, mapping: Any, index: int, pfn: int) -> None:
         """Page ``index`` of a file, frame ``pfn``, is about to leave the page cache."""
 

@@ -428,6 +428,8 @@ class mmu_gather:
     table_batch: int = -1
     """Frame that holds this list where its tables wait for RCU; -1: none."""
     vma: vm_area_struct | None = None
+    work: int = 0
+    """What a loop over ptes may still do before it looks who waits, in bytes (Linux: zap_bytes, zap_work)."""
     arch: Any = None
 
 

@@ -20,9 +20,13 @@ from polymmu.hooks import ArchKernel
 from polymmu.mm.clusters import ClusterScan
 from polymmu.mm.gather import LinkedGather
 from polymmu.mm.interval_tree import IntervalTrees
+from polymmu.mm.move import Extents
 from polymmu.mm.pgtables import VmaList
 from polymmu.mm.prio_tree import PrioTrees
 from polymmu.mm.ptlock import SplitTableLocks
+from polymmu.mm.recheck import CacheRecheck
+from polymmu.mm.truncate import RestartCount
+from polymmu.mm.zap import ZapWork
 from polymmu.plugins import installed, load, suggestion
 
 __all__ = ["GROUP", "VARIANTS", "Variants", "chosen", "classes", "hookimpl"]
@@ -37,6 +41,10 @@ VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
     "cluster_scan": {"lockbreak": ClusterScan},
     "gather": {"linked": LinkedGather},
     "rmap_tree": {"interval": IntervalTrees, "prio": PrioTrees},
+    "unmap_vmas": {"work": ZapWork},
+    "truncate": {"restart-count": RestartCount},
+    "fault_recheck": {"cache": CacheRecheck},
+    "mremap": {"extents": Extents},
 }
 """The core's own, by axis and name."""
 
@@ -63,6 +71,10 @@ class Variants:
     free_pgtables: VmaList
     page_table_lock: SplitTableLocks
     rmap_tree: IntervalTrees | PrioTrees
+    unmap_vmas: ZapWork
+    truncate: RestartCount
+    fault_recheck: CacheRecheck
+    mremap: Extents
 
 
 def chosen(kernel: ArchKernel) -> Variants:

@@ -10,13 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from polymmu.variants import hookimpl
+from polymmu_history import known_bugs
 from polymmu_history.clusters import ReschedulingScan
 from polymmu_history.freeing import ClearPageRange, ClearPageTables
 from polymmu_history.freeing_bugs import FREEING_BUGS
 from polymmu_history.gather import PercpuGather, StackGather, StackPostedGather
 from polymmu_history.linked import Linked30Gather, Linked38Gather, Linked315Gather, Linked413Gather
+from polymmu_history.mremap import Extents32, Extents49, Extents2615, OnePage, OnePageUnlocked
 from polymmu_history.ptlock import MmTableLock
+from polymmu_history.recheck import CountRecheck, PageLockRecheck
+from polymmu_history.truncate import MutexTruncate, NoBreak, RestartCount2004, RestartVma
 from polymmu_history.vma_trees import NarrowPrioTrees, VmaLists
+from polymmu_history.zap import ZapBlocks, ZapWork2005
 
 __all__ = ["MmTableLock", "PercpuGather", "StackGather", "kernel_variants"]
 
@@ -40,6 +45,23 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
             **FREEING_BUGS,
         },
         "page_table_lock": {"mm": MmTableLock},
-        "cluster_scan": {"resched": ReschedulingScan},
+        "unmap_vmas": {"blocks": ZapBlocks, "zap-work": ZapWork2005},
+        "truncate": {
+            "no-break": NoBreak,
+            "restart-vma": RestartVma,
+            "restart-count-2004": RestartCount2004,
+            "mutex": MutexTruncate,
+            **known_bugs.TRUNCATE,
+        },
+        "fault_recheck": {"count": CountRecheck, "page-lock": PageLockRecheck},
+        "mremap": {
+            "one-page-unlocked": OnePageUnlocked,
+            "one-page": OnePage,
+            "extents-2.6.15": Extents2615,
+            "extents-3.2": Extents32,
+            "extents-4.9": Extents49,
+            **known_bugs.MREMAP,
+        },
         "rmap_tree": {"list": VmaLists, "prio-narrow": NarrowPrioTrees},
+        "cluster_scan": {"resched": ReschedulingScan},
     }

@@ -5,11 +5,19 @@ From 2.6.15 on it was still so on machines built for few CPUs.
 
 from __future__ import annotations
 
+from polymmu.description.model import KernelChoice
 from polymmu.mm.ptlock import SplitTableLocks
 from polymmu.sched.locks import Spinlock
 from polymmu.structs import mm_struct
 
-__all__ = ["MmTableLock"]
+__all__ = ["MmTableLock", "one_lock_or_why"]
+
+
+def one_lock_or_why(choice: KernelChoice) -> str:
+    """Why a generation that holds the mm's one lock does not go with this choice; empty where it does."""
+    if choice.page_table_lock == "mm":
+        return ""
+    return "holds the mm's one page-table lock from table to table; add `page_table_lock: mm`"
 
 
 class MmTableLock(SplitTableLocks):

@@ -14,6 +14,7 @@ from benchmarks.pgtables import run_sequence
 from benchmarks.replay import replay
 from benchmarks.rmap import WAYS, finding, rmap
 from benchmarks.sanitizer import sanitizer
+from benchmarks.truncation import GENERATIONS, contended, truncation
 from benchmarks.workloads import Lab, pointer_chase
 
 from benchmarks import __main__ as command
@@ -165,3 +166,29 @@ def test_exit_before_2_6_12_reads_all_of_user_space_however_small_the_process() 
     assert before.entries == 768
     assert after.entries == 3  # program and libraries, heap, stack
     assert before.cycles - after.cycles == before.freeing - after.freeing == 4 * (768 - 3)
+
+
+# ------------------------------------------------------------------ truncation
+def test_truncation_has_a_row_per_generation_size_and_preemption() -> None:
+    rows = truncation(Lab(scale=1 / 1000, rounds=1))
+    assert len(rows) == 2 * len(GENERATIONS)
+    assert all(row.figure is not None and row.figure > 0 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["restart-vma", "restart-count-2004", "restart-count"])
+def test_a_waiter_waits_for_a_block_and_not_for_the_file(name: str) -> None:
+    """2004: from in proportion to what is mapped to one block, its flush, and a step per vma done. Entries visited do
+    not grow with the rounds, vmas visited do; and with somebody always waiting the end comes."""
+    old, new = contended(GENERATIONS["no-break"], True, 2048, 4), contended(GENERATIONS[name], True, 2048, 4)
+    assert (old.rounds, old.entries) == (1, 2048)
+    assert old.longest_wait > 2048 // 2 * 4, "cycles of half the entries"
+    assert new.entries == 2048
+    assert new.rounds > 20
+    assert new.vmas > new.rounds
+    if name != "restart-count":  # its second unmapping counts empty entries as next to nothing
+        assert new.longest_wait < 8 * 4 + 8 * 120 + 300 + 4 * 10
+
+
+def test_without_preemption_nobody_can_ask() -> None:
+    seen = contended(GENERATIONS["restart-count-2004"], False, 2048, 4)
+    assert seen.rounds == 1

@@ -49,6 +49,14 @@ def cycles(default: int, text: str) -> Any:
     return field(default=default, metadata=doc(text, minimum=0, maximum=10**9))
 
 
+def variant(default: str, text: str) -> Any:
+    """A field that names one of the algorithms on its axis."""
+    return field(
+        default=default,
+        metadata=doc(text, pattern=_VARIANT_NAME, pattern_doc="a name (letters, digits, . _ and -)"),
+    )
+
+
 @attrs.frozen(kw_only=True)
 class TlbSpec:
     """One TLB of every CPU. Geometry only; what it holds at run time is the hardware's business."""
@@ -134,31 +142,15 @@ class KernelChoice:
             verbatim=True,
         ),
     )
-    gather: str = field(
-        default="linked",
-        metadata=doc(
-            "how pages are gathered for a flush: linked, as Linux does now, or an earlier generation, from a plugin",
-            pattern=_VARIANT_NAME,
-            pattern_doc="a name (letters, digits, . _ and -)",
-        ),
-    )
-    free_pgtables: str = field(
-        default="vma_list",
-        metadata=doc(
-            "which page tables go: vma_list (Linux 2.6.12 on), or a plugin's: clear_page_range (2.6.11), "
-            "clear_page_tables (to 2.6.10), or a known bug (bug-14, ...)",
-            pattern=PART_NAME,
-            pattern_doc="a name (letters, digits, _ and -)",
-        ),
-    )
-    page_table_lock: str = field(
-        default="split",
-        metadata=doc(
-            "what guards ptes: split (a lock per pte table, Linux 2.6.15 on), or a plugin's: mm (one per mm)",
-            pattern=PART_NAME,
-            pattern_doc="a name (letters, digits, _ and -)",
-        ),
-    )
+    gather: str = variant("linked", "how pages are gathered for a flush")
+    free_pgtables: str = variant("vma_list", "which page tables go when a range is unmapped")
+    page_table_lock: str = variant("split", "what guards ptes: a lock per table, or one per mm")
+    unmap_vmas: str = variant("work", "how a zap below i_mmap_lock is cut into blocks")
+    truncate: str = variant("restart-count", "how a file's pages leave every mm")
+    fault_recheck: str = variant("cache", "what a fault of a file checks below the table lock")
+    mremap: str = variant("extents", "how mremap moves pages")
+    rmap_tree: str = variant("interval", "how a file's vmas are found by page: interval or prio, core's both")
+    cluster_scan: str = variant("lockbreak", "how pages are taken out of nonlinear mappings")
     table_free: str = field(
         default="auto",
         metadata=doc(
@@ -181,36 +173,36 @@ class KernelChoice:
         ),
         validator=rules.check_anon_vma_lock,
     )
-    rmap_tree: str = field(
-        default="interval",
-        metadata=doc(
-            "how a file's vmas are found by page: interval (an interval tree, 3.7 on), prio (a radix priority search "
-            "tree, 2.6.7 to 3.6), or a plugin's: list, prio-narrow",
-            pattern=PART_NAME,
-            pattern_doc="a name (letters, digits, _ and -)",
-        ),
-    )
-    cluster_scan: str = field(
-        default="lockbreak",
-        metadata=doc(
-            "how pages are taken out of nonlinear mappings: lockbreak (the list's lock is offered after each round "
-            "over it, 2.6.7 on), or a plugin's: resched",
-            pattern=PART_NAME,
-            pattern_doc="a name (letters, digits, _ and -)",
-        ),
-    )
     gather_batch: int = field(
         default=10_000,
         metadata=doc("pages a gather may hold before it must flush (Linux 3.8: about 10,000)", minimum=8),
     )
+    preempt: bool = field(
+        default=True,
+        metadata=doc(
+            "a preemptible kernel: who waits for a spinlock can ask for it, and truncation looks every 8 pages, "
+            "not every 1024"
+        ),
+    )
     zap_block: int = field(
-        default=1024, metadata=doc("pages zapped between two looks at need_resched", minimum=1)
+        default=0,
+        metadata=doc("pages zapped between two looks at who waits; 0: as `preempt` says", minimum=0),
     )
     fast_mode: bool = field(
         default=False,
         metadata=doc(
             "free pages at once and flush at the end on a machine with one CPU (Linux 2.6 to 3.9); unsound where tasks "
             "take turns, but with a gather that keeps preemption off"
+        ),
+    )
+    truncate_count_bits: int = field(
+        default=32,
+        metadata=doc("width of a file's count of truncations (Linux: 32)", minimum=2, maximum=32),
+    )
+    truncate_restart_bits: int = field(
+        default=0,
+        metadata=doc(
+            "low bits that are zero in a restart address; 0: those of a page's offset", minimum=0, maximum=12
         ),
     )
     vm_max_map_count: int = field(default=65_530, metadata=doc("mappings one mm may have", minimum=1))

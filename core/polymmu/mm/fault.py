@@ -37,7 +37,8 @@ from polymmu.mm.notifier import (
     mmu_notifier_invalidate_range_end,
     mmu_notifier_invalidate_range_start,
 )
-from polymmu.mm.pagecache import find_or_read_page, is_cached_at
+from polymmu.mm.pagecache import find_or_read_page
+from polymmu.mm.recheck import recheck_of
 from polymmu.mm.swap import do_swap_page, reuse_swap_page
 from polymmu.mm.tables import (
     alloc_entry,
@@ -192,9 +193,9 @@ def _file_fault(
     mm = vma.vm_mm
     file = vma.vm_file
     assert file is not None
-    mapping = file.mapping
     page_size = mm.layout.page_size
     frames = kernel.frames
+    recheck = recheck_of(kernel)
     write = access == "store"
     private = write and not vma.vm_flags & VM_SHARED
     if private and vma.anon_vma is None:
@@ -206,6 +207,7 @@ def _file_fault(
             raise AssertionError(f"file pte {was:#x} at {page:#x}, where pages are in the file's order")
         (index,) = file_pte.split(was)
     while True:
+        begun = recheck.begin(file)
         if index * page_size >= file.size:
             raise SegmentationFault(addr, access, "beyond the end of the file")
         cached = find_or_read_page(kernel, file, index)
@@ -217,10 +219,7 @@ def _file_fault(
             raise _out_of_memory("a private copy")
         pte_lock(mm, ptep)
         filled = read_pte(mm, ptep) != was
-        # Truncation writes the size, then takes the page out of the cache: a page that is still in it may be
-        # mapped, for truncation has yet to come this way (A1.8).
-        inside = index * page_size < file.size
-        ours = not filled and inside and is_cached_at(kernel, mapping, index, cached)
+        ours = not filled and recheck.may_map(file, index, cached, private, begun)
         if ours:
             if private:
                 _new_anon(kernel, vma, page, pfn)

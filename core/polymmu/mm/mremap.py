@@ -33,7 +33,6 @@ from polymmu.structs import (
     VM_HUGETLB,
     VM_PFNMAP,
     VM_SHARED,
-    address_space,
     mm_struct,
     vm_area_struct,
 )
@@ -201,14 +200,4 @@ def _copy_vma(vma: vm_area_struct, addr: int, new_addr: int, length: int) -> vm_
         new_vma.vm_start, new_vma.vm_end, new_vma.vm_pgoff = new_addr, new_addr + length, pgoff
         vma_link(new_vma, prev)
     anon_vma_clone(new_vma, vma)  # a neighbour that took the range in may have had no page yet
-    _rescan(new_vma)
     return new_vma
-
-
-def _rescan(vma: vm_area_struct) -> None:
-    """A restart address means nothing for ptes that moved: a running truncation starts over (A1.7)."""
-    if vma.vm_file is not None:
-        mapping: address_space = vma.vm_file.mapping
-        mapping.i_mmap_lock.lock()
-        vma.vm_truncate_count = 0
-        mapping.i_mmap_lock.unlock()

@@ -29,6 +29,7 @@ from polymmu.mm.anon_vma import (
 )
 from polymmu.mm.linear import last_index, linear_index, vma_pages
 from polymmu.mm.pagecache import get_file, put_file
+from polymmu.mm.truncate_count import truncate_counts
 from polymmu.structs import (
     VM_DONTEXPAND,
     VM_HUGETLB,
@@ -160,6 +161,7 @@ def vma_copy(vma: vm_area_struct, mm: mm_struct) -> vm_area_struct:
     copy.vm_private_data = vma.vm_private_data
     copy.vm_page_prot = vma.vm_page_prot
     anon_vma_clone(copy, vma)
+    truncate_counts(mm.kernel).vma_copied(copy, vma)
     return copy
 
 
@@ -188,16 +190,18 @@ def vma_link(
 ) -> None:
     """Make ``vma``, which overlaps no other, part of its mm, behind ``prev`` (None: first of all).
 
-    Its truncate count becomes the mapping's: there is nothing to scan yet, and later faults check the file's
-    size (A1.7). ``parent``: whose copy it is at fork, where the ptes come after the link: it gets that one's count,
-    and a walk from the file's side meets it later.
+    ``parent``: the vma that a fork will copy its ptes from; a walk from the file's side meets the child later.
     """
     _link(vma, prev)
     vma.vm_mm.map_count += 1
     mapping = _mapping_of(vma)
     if mapping is not None:
         mapping.i_mmap_lock.lock()
-        vma.vm_truncate_count = mapping.truncate_count if parent is None else parent.vm_truncate_count
+        counts = truncate_counts(vma.vm_mm.kernel)
+        if parent is None:
+            counts.vma_linked(vma, mapping)
+        else:
+            counts.vma_forked(vma, parent)
         _link_file(mapping, vma, parent)
         mapping.i_mmap_lock.unlock()
 
@@ -306,10 +310,11 @@ def vma_adjust(
     changed = [vma for vma, _, _ in ranges]
     mapping = _mapping_of(changed[0])
     anon = next((vma.anon_vma for vma in (*changed, *remove) if vma.anon_vma is not None), None)
+    counts = truncate_counts(mm.kernel)
     if mapping is not None:
         mapping.i_mmap_lock.lock()
     if insert is not None:
-        insert.vm_truncate_count = changed[0].vm_truncate_count
+        counts.vma_split(insert, changed[0])
         if mapping is not None:
             _link_file(mapping, insert)
     if anon is not None:
@@ -318,9 +323,7 @@ def vma_adjust(
     givers = [*remove, *(vma for vma in changed if vma not in growing)]
     for vma in growing:
         for giver in givers:
-            # Pages move in under another count: the truncation that owns either must scan them again (A1.7).
-            if giver.vm_truncate_count != vma.vm_truncate_count:
-                vma.vm_truncate_count = 0
+            counts.vma_imports(vma, giver)
             if vma.anon_vma is None and giver.anon_vma is not None:
                 anon_vma_link(vma, giver.anon_vma)  # before the first page of the giver belongs to it
     if mapping is not None:
@@ -339,7 +342,7 @@ def vma_adjust(
     for vma in moved:
         mm.vmas[vma.vm_start] = vma
     for vma in (*changed, insert) if insert is not None else changed:
-        _forget_restart(vma)
+        counts.vma_resized(vma)
     if insert is not None:
         below = insert.vm_start < changed[0].vm_start
         _link(insert, changed[0].vm_prev if below else changed[0])
@@ -350,16 +353,6 @@ def vma_adjust(
     mm.map_count += (insert is not None) - len(remove)
     for vma in remove:
         remove_vma(vma)
-
-
-def _forget_restart(vma: vm_area_struct) -> None:
-    """A restart address at or above the end says nothing about ``vma``, but the next call would believe it.
-
-    Without this a piece that falls out of one truncation's range escapes the next one (A1.6, last paragraph).
-    """
-    restart = vma.vm_truncate_count
-    if restart >= vma.vm_end and not restart % vma.vm_mm.layout.page_size:
-        vma.vm_truncate_count = 0
 
 
 def split_vma(vma: vm_area_struct, addr: int, *, new_below: bool) -> vm_area_struct:

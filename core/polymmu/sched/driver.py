@@ -31,6 +31,8 @@ class Sched:
         """The CPU that runs the mm core now."""
         self.context: Any = self
         """Who runs there: holds locks."""
+        self.preemptible = True
+        """Whether the kernel is built to be preempted: only then may who waits for a lock ask for it."""
         self.preempt_count = 0
         self.preempt_since = 0
         self.max_preempt_off = 0
@@ -65,8 +67,8 @@ class Sched:
         return False
 
     def need_lockbreak(self, lock: Lock) -> bool:
-        """Whether somebody waits for ``lock``."""
-        return bool(lock.waiters)
+        """Whether somebody waits for ``lock``, and may ask."""
+        return self.preemptible and bool(lock.waiters)
 
     def preempt_disable(self) -> None:
         """No task switch until ``preempt_enable``."""

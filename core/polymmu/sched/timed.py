@@ -158,12 +158,14 @@ class TimedSched(Sched):
         try:
             self._hub()
         finally:
+            self.lockdep, lockdep = None, self.lockdep
             for each in (*self._tasks, *(slot.idle for slot in self._slots)):
                 if each.glet is not None and not each.glet.dead:
                     # Torn out of the middle of kernel code, it has nothing sensible left to say.
                     with contextlib.suppress(Exception):
                         each.glet.throw(GreenletExit)
                 each.glet = None
+            self.lockdep = lockdep
             self._tasks.clear()
             for slot in self._slots:
                 slot.running = None
