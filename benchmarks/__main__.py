@@ -1,4 +1,7 @@
-"""``python -m benchmarks [NAME...]``: measure, print one table (or JSON) on stdout; 1 if a target is missed."""
+"""``python -m benchmarks [NAME...]``: measure, print one table (or JSON) on stdout; 1 if a target is missed.
+
+``python -m benchmarks claims [MACHINE...]`` is another command: ``benchmarks.claims``.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arches import arches
+from benchmarks.claims import __main__ as claims
 from benchmarks.faults import faults
 from benchmarks.growth import growth
 from benchmarks.measure import Row
 from benchmarks.peers import peers
+from benchmarks.pgtables import pgtables
 from benchmarks.process import process
 from benchmarks.replay import replay
+from benchmarks.rmap import rmap
+from benchmarks.sanitizer import sanitizer
+from benchmarks.truncation import truncation
 from benchmarks.workloads import Lab
 
 __all__ = ["BENCHMARKS", "host", "main", "table"]
@@ -30,6 +38,10 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "faults": faults,
     "arches": arches,
     "growth": growth,
+    "sanitizer": sanitizer,
+    "pgtables": pgtables,
+    "rmap": rmap,
+    "truncation": truncation,
 }
 FINE, MISSED, MISTAKE = 0, 1, 2
 
@@ -81,11 +93,14 @@ def table(rows: Sequence[Row]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmarks named, by default all; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["claims"]:
+        return claims.main(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="how to print the result")
     parser.add_argument("--rounds", type=int, default=7, help="rounds whose median counts (default: 7)")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown or options.rounds < 1:
         wrong = f"unknown benchmark '{unknown[0]}'" if unknown else f"--rounds {options.rounds}"

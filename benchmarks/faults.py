@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 from benchmarks.measure import GIB, MIB, Row, Subject, Target, side_by_side
 from benchmarks.workloads import Lab, machine
 
-__all__ = ["faults"]
+__all__ = ["faults", "populating", "touching"]
 
 PAGE = 4096
 TOUCHES = 100_000
 RANGE = GIB
 
 
-def touching(pages: NDArray[np.int64], vmas: int) -> Subject:
+def touching(pages: NDArray[np.int64], vmas: int, sanitize: bool = False) -> Subject:
     """Store once to each of ``pages``, dealt out in turn to ``vmas`` mappings."""
     count = len(pages)
     op, size = np.full(count, 2, np.uint8), np.full(count, 8, np.uint8)
 
     def prepare() -> Callable[[], object]:
-        fresh = machine(memory="4GiB")
+        fresh = machine(memory="4GiB", sanitize=sanitize)
         mm = fresh.new_mm()
         length = (int(pages.max()) // vmas + 1) * PAGE
         starts = np.array([mm.mmap(length, ("rw", "rwx")[n % 2]) for n in range(vmas)], np.int64)
@@ -46,11 +46,11 @@ def touching(pages: NDArray[np.int64], vmas: int) -> Subject:
     return prepare
 
 
-def populating(length: int) -> Subject:
+def populating(length: int, sanitize: bool = False) -> Subject:
     """mmap with populate, and munmap, of ``length`` bytes."""
 
     def prepare() -> Callable[[], object]:
-        mm = machine(memory=str(max(2 * length, 2 * MIB))).new_mm()
+        mm = machine(memory=str(max(2 * length, 2 * MIB)), sanitize=sanitize).new_mm()
         return lambda: mm.munmap(mm.mmap(length, populate=True), length)
 
     return prepare

@@ -30,13 +30,13 @@ FETCHES_PER_STEP = 6
 """Instructions around each load of a chase compiled without optimisation: one access in seven goes to memory."""
 
 
-def machine(**settings: object) -> Machine:
+def machine(*, sanitize: bool = False, **settings: object) -> Machine:
     """The machine all benchmarks use: split L1 of 64x4, L2 of 1024x4, paging-structure caches, PCIDs, 4 levels.
 
     ``settings``: more of ``--set``, with ``__`` for a dot.
     """
     sets = ["x86_64.pcid=true", *(f"{key.replace('__', '.')}={value}" for key, value in settings.items())]
-    return Machine.from_file("x86_64", sets=sets)
+    return Machine.from_file("x86_64", sets=sets, sanitize=sanitize)
 
 
 def pointer_chase(accesses: int, span: int) -> AccessColumns:

@@ -53,7 +53,7 @@ def _one_value(type_: Any, metadata: Mapping[str, Any]) -> str:
     if origin is dict:
         return "mapping by name"
     if attrs.has(type_):
-        return "mapping"
+        return "mapping, or a word" if "short_for" in metadata else "mapping"
     if choices := choices_of(type_, metadata):
         return ", ".join(f"`{choice}`" for choice in choices)
     if metadata.get("unit") == "size":

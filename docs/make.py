@@ -21,7 +21,9 @@ from polymmu.report import compare_text
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
-from machine_tables import with_tables  # noqa: E402 - beside this file, which is no package
+# Beside this file, which is no package.
+from generation_tables import with_generations  # noqa: E402
+from machine_tables import with_tables  # noqa: E402
 
 REPORT = re.compile(r"(<!-- report: (\S+) (\S+) -->\n).*?(<!-- end of report -->)", re.DOTALL)
 """Where a page shows a report: machine and trace, the report indented between the two comments."""
@@ -79,9 +81,10 @@ def with_reports(page: str) -> str:
 def pages() -> dict[Path, str]:
     """Every generated page and its text."""
     machine_files, readme = DOCS / "machine-files.md", DOCS.parent / "README.md"
-    comparing = DOCS / "comparing.md"
+    comparing, generations = DOCS / "comparing.md", DOCS / "generations.md"
     return {
         comparing: with_reports(comparing.read_text(encoding="utf-8")),
+        generations: with_generations(generations.read_text(encoding="utf-8")),
         machine_files: with_tables(machine_files.read_text(encoding="utf-8")),
         readme: with_reports(readme.read_text(encoding="utf-8")),
         DOCS / "hooks.md": hook_reference(),

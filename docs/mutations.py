@@ -22,7 +22,7 @@ from polymmu.conformance.mutations import Row, benches_of, page, rows_of
 PAGE = Path(__file__).parent / "mutations.md"
 
 VARIANTS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "x86": (),
+    "x86": (("x86.highpte=true",),),
     "x86_64": (),
     "ia64": (),
     "ppc64": (("ppc64.levels=3",),),

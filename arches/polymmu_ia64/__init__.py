@@ -226,7 +226,7 @@ def hugetlb_free_pgd_range(tlb: mmu_gather, addr: int, end: int, floor: int, cei
 @hookimpl
 def tlb_gather(tlb: mmu_gather) -> None:
     tlb.arch = tlbflush.Cleared()
-    tlb.limit = 2048
+    tlb.limit = 2048  # its own gather, to 2.6.39; then one page
 
 
 @hookimpl

@@ -23,10 +23,11 @@ from polymmu.arch import (
     FaultInfo,
     Field,
     Privilege,
+    SoftEntry,
 )
 from polymmu.arch import WalkFault as Walk
 
-P, A, D = 1 << 0, 1 << 5, 1 << 6
+P, FILE, A, D = 1 << 0, 1 << 1, 1 << 5, 1 << 6
 MA_SHIFT, PL_SHIFT, AR_SHIFT = 2, 7, 9
 MA_NAT_PAGE = 7
 ED, PROT_NONE = 1 << 52, 1 << 63
@@ -155,6 +156,8 @@ def pte_format(page_shift: int) -> EntryFormat:
         accessed=Field(A, A),
         dirty=Field(D, D),
         prot_none=Field(PROT_NONE, PROT_NONE),
+        swap=SoftEntry(mask=P | FILE | PROT_NONE, on=0, parts=(((2, 7),), ((9, 54),))),
+        file=SoftEntry(mask=P | FILE | PROT_NONE, on=FILE, parts=(((2, 61),),)),
     )
 
 

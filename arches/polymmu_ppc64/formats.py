@@ -7,7 +7,8 @@
 Three levels are those of 2.6.12 and 2.6.13 (upper entries: 32-bit frame numbers), four those of 2.6.14 on (kernel
 addresses); with 64 KiB pages (2.6.15, frame number from bit 30 on as of 2.6.23) there are three again. A 64 KiB
 pte table's second half, for the slots of 4 KiB sub-pages, is there and stays empty: every page is entered whole.
-A pte that hardware refuses, PROT_NONE, is present without the user bit.
+A pte that hardware refuses, PROT_NONE, is present without the user bit. What is not present holds, where the frame
+number would stand, a swap entry (type in bits 6:1, offset from bit 8) or, with the user bit, a page of a file.
 Source: Linux ``pgtable.h``, ``pgtable-ppc64-4k.h``, ``pgtable-ppc64-64k.h``.
 """
 
@@ -19,7 +20,7 @@ import attrs
 from attrs import field
 
 from polymmu import arch
-from polymmu.arch import EntryFormat, Field, doc
+from polymmu.arch import EntryFormat, Field, SoftEntry, doc
 
 KIB = 1 << 10
 WORD = (1 << 64) - 1
@@ -106,6 +107,7 @@ class Ppc64Config:
     @property
     def pte_format(self) -> EntryFormat:
         """A pte, of a huge page too."""
+        low = self.pfn_shift
         return EntryFormat(
             present=Field(PRESENT, PRESENT),
             frame_mask=-(1 << self.pfn_shift) & WORD,
@@ -115,6 +117,8 @@ class Ppc64Config:
             execute=Field(EXEC, EXEC),
             accessed=Field(ACCESSED, ACCESSED),
             dirty=Field(DIRTY, DIRTY),
+            swap=SoftEntry(mask=PRESENT | USER, on=0, parts=(((low + 1, 6),), ((low + 8, 56 - low),))),
+            file=SoftEntry(mask=PRESENT | USER, on=USER, parts=(((low, 64 - low),),)),
         )
 
     @property

@@ -15,7 +15,7 @@ z/Architecture Principles of Operation, ch. 3 "Dynamic Address Translation"; Lin
 
 from __future__ import annotations
 
-from polymmu.arch import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, EntryFormat, Field, RadixLayout
+from polymmu.arch import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, EntryFormat, Field, RadixLayout, SoftEntry
 from polymmu_s390.dat import BIT_55, ENTRY_INVALID, LARGE, ORIGIN, PROTECT, PTE_INVALID, PTL, STE_ORIGIN
 
 # Control register 0, and what of it counts.
@@ -53,6 +53,9 @@ TASK_SIZE = {2: 1 << 31, 3: 1 << 42, 4: 1 << 53}
 WORD = (1 << 64) - 1
 PTE_NONE = PTE_INVALID | 0x001
 """A page without rights (Linux: _PAGE_TYPE_NONE)."""
+PTE_SWAP, PTE_FILE = PTE_INVALID | 0x003, PTE_INVALID | PROTECT | 0x001
+PTE_TYPE = PTE_INVALID | PROTECT | 0x003
+"""What tells invalid ptes apart (2.6.39; before, swap entries were 0x600): nothing without rights may be protected."""
 
 
 def designation(pgd: int, layout: RadixLayout) -> int:
@@ -68,14 +71,20 @@ def entry_format(layout: RadixLayout, level: int, edat: bool) -> EntryFormat:
     invalid = Field(ENTRY_INVALID, 0, ENTRY_INVALID)
     write = Field(PROTECT, 0, PROTECT)
     if level == layout.pte_level:
+        top = 31 if layout is ESA else 64
         return EntryFormat(
             present=Field(PTE_INVALID, 0, PTE_INVALID),
             frame_mask=ORIGIN & (0x7FFF_FFFF if layout is ESA else WORD),
             write=write,
             empty=PTE_INVALID,
-            # Linux tells an unreadable page (0x401) from a file's (0x601) by PROTECT. Here there are none of the
-            # latter, and fork protects whatever is mapped; swap entries are 0x403.
-            prot_none=Field(PTE_INVALID | 0x003, PTE_NONE, PTE_INVALID),
+            prot_none=Field(PTE_TYPE, PTE_NONE, PTE_INVALID),
+            swap=SoftEntry(
+                mask=PTE_TYPE, on=PTE_SWAP, parts=(((2, 5),), ((7, 1), (12, top - 12))), empty=PTE_INVALID
+            ),
+            # A file pte's bit 1 is its page's.
+            file=SoftEntry(
+                mask=PTE_TYPE & ~0x002, on=PTE_FILE, parts=(((1, 7), (12, top - 12)),), empty=PTE_INVALID
+            ),
         )
     if layout is ESA:
         return EntryFormat(

@@ -27,7 +27,7 @@ def page_table_alloc(mm: mm_struct) -> int:
     """A fragment full of empty ptes, or -1."""
     kernel: ArchKernel = mm.kernel
     listed, layout, private = context_of(mm).pgtable_list, mm.layout, kernel.frames.private
-    pfn = listed[0] if listed else alloc_page(kernel, "table")
+    pfn = listed[0] if listed else alloc_page(kernel, "table", site="table.pte")
     if pfn < 0:
         return -1
     busy = private[pfn] | private[pfn] >> WAITING
@@ -45,6 +45,8 @@ def page_table_free(mm: mm_struct, table: int, waits: bool = False) -> None:
     layout, pfn = mm.layout, table >> mm.layout.page_shift
     bit = 1 << table % layout.page_size // layout.table_bytes_of(layout.pte_level)
     mark(mm, pfn, kernel.frames.private[pfn] & ~(bit | bit << WAITING) | (bit << WAITING if waits else 0))
+    if not waits:
+        kernel.events.table_returned(mm, table, layout.table_bytes_of(layout.pte_level))
     if not kernel.frames.private[pfn]:
         free_page(kernel, pfn)
 

@@ -125,6 +125,7 @@ def flush_tlb_page(vma: vm_area_struct) -> None:
 @hookimpl
 def tlb_gather(tlb: mmu_gather) -> None:
     tlb.fast_mode = True
+    tlb.table_limit = 508  # its own gather, 2.6.24 to 2.6.39; in 3.0 the generic list, from 3.4 its own again
     tlb.arch = tlb.fullmm  # whether all is flushed already
     if tlb.arch:
         flush(tlb.mm)

@@ -191,8 +191,9 @@ def flush_tlb_pending(kernel: ArchKernel, cpu: Cpu | None = None) -> None:
 def demap(mm: mm_struct, vaddrs: NDArray[np.uint64] | None) -> None:
     """Let the TSBs, and the TLBs of the mm's mask, forget these pages of ``mm``, or all of it (None).
 
-    This TLB alone, and from now on, where nobody else runs the mm. (Linux asks whether the mm has one user. Here a
-    CPU that runs it is one.)
+    This TLB alone, and from now on, where nobody else runs the mm: a CPU that had it, or keeps it lazily, is out of
+    the mask then and demaps the number when it comes back. (Linux asks whether the mm of the current task has one user.
+    Here each CPU that runs it is one; a lazy CPU runs no program of it.)
     """
     kernel: ArchKernel = mm.kernel
     context: Context = mm.context
@@ -208,7 +209,8 @@ def demap(mm: mm_struct, vaddrs: NDArray[np.uint64] | None) -> None:
         for start, end in ranges:
             cpu.invalidate(asid=context.number, start=start, end=end)
 
-    if [cpu for cpu in kernel.cpus if kernel.active_mm[cpu.index] is mm] == [here]:
+    running = sum(1 << cpu.index for cpu in kernel.cpus if kernel.active_mm[cpu.index] is mm) & ~kernel.lazy
+    if running == 1 << here.index:
         mm.cpu_mask = 1 << here.index
     if mm.cpu_mask >> here.index & 1:
         act(here)

@@ -46,7 +46,7 @@ def tsb_words(kernel: ArchKernel, tsb: Tsb) -> NDArray[Any]:
 
 def tsb_alloc(kernel: ArchKernel, code: int = 0, page_shift: int = PAGE_SHIFT) -> Tsb | None:
     """A buffer that holds nothing; None where there is no memory, and then misses walk."""
-    pfn = alloc_pages(kernel, code, "table") if code else alloc_page(kernel, "table")
+    pfn = alloc_pages(kernel, code, "table", site="tsb") if code else alloc_page(kernel, "table", site="tsb")
     if pfn < 0:
         return None
     tsb = Tsb(pfn << PAGE_SHIFT, code, page_shift)
@@ -101,7 +101,12 @@ def load_tsbs_everywhere(mm: mm_struct) -> None:
     running = sum(1 << cpu.index for cpu in kernel.cpus if kernel.active_mm[cpu.index] is mm)
     if running >> kernel.sched.cpu.index & 1:
         load_tsbs(kernel.sched.cpu, mm)
-    kernel.sched.ipi(running, lambda cpu: load_tsbs(cpu, mm), kernel.description.costs.ipi)
+
+    def load(cpu: Cpu) -> None:
+        if kernel.active_mm[cpu.index] is mm:  # it may have gone to another one before the interrupt came
+            load_tsbs(cpu, mm)
+
+    kernel.sched.ipi(running, load, kernel.description.costs.ipi)
 
 
 def tsb_grow(mm: mm_struct) -> None:

@@ -8,7 +8,8 @@
 V, P (privileged), W (writable), G (every context) and the size are the hardware's; MOD, ACC, RD, WR, PRES belong to
 Linux, and EXEC too on sun4u, whose TLBs have no execute bit: the miss handler looks at it. Accessed and dirty are
 software's alone. A page without ACC has no V, so the next touch misses and no table gives an answer; a page without
-MOD has no W, so the first store traps. A page without rights has PRES and no V.
+MOD has no W, so the first store traps. A page without rights has PRES and no V. Without PRES an entry is a page of a
+file (FILE, which on sun4u is MOD's bit) or of the swap area.
 
 Size code n stands for pages of 8 KiB << 3n; the address bits below the page's size are ignored.
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import attrs
 
-from polymmu.arch import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, EntryFormat, Field, step
+from polymmu.arch import VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, EntryFormat, Field, SoftEntry, step
 
 PAGE_SHIFT = 13
 V = 1 << 63
@@ -47,6 +48,7 @@ class Tte:
     privileged: int
     writable: int
     global_: int
+    file: int
 
     @property
     def page_shifts(self) -> tuple[int, ...]:
@@ -64,6 +66,7 @@ class Tte:
     @property
     def entry_format(self) -> EntryFormat:
         """As the mm core reads it."""
+        soft = V | self.present | self.file
         return EntryFormat(
             present=Field(V, V),
             frame_mask=self.address,
@@ -74,6 +77,8 @@ class Tte:
             dirty=Field(self.modified, self.modified, with_on=self.writable, with_off=self.writable),
             global_=Field(self.global_, self.global_) if self.global_ else None,
             prot_none=Field(V | self.present, self.present),
+            swap=SoftEntry(mask=soft, on=0, parts=(((13, 8),), ((21, 42),))),
+            file=SoftEntry(mask=soft, on=self.file, parts=(((13, 50),),)),
         )
 
     @property
@@ -95,12 +100,12 @@ class Tte:
 SUN4U = Tte(
     address=(1 << 43) - (1 << 13), size_shift=61, codes=4, common=3 << 4, global_=1 << 0,
     modified=1 << 11, accessed=1 << 10, read=1 << 9, write=1 << 8, execute=1 << 12, present=1 << 7,
-    privileged=1 << 2, writable=1 << 1,
+    privileged=1 << 2, writable=1 << 1, file=1 << 11,
 )  # fmt: skip
 SUN4V = Tte(
     address=(1 << 56) - (1 << 13), size_shift=0, codes=8, common=3 << 9, global_=0,
     modified=1 << 61, accessed=1 << 60, read=1 << 59, write=1 << 58, execute=1 << 7, present=1 << 4,
-    privileged=1 << 8, writable=1 << 6,
+    privileged=1 << 8, writable=1 << 6, file=1 << 5,
 )  # fmt: skip
 SUN4U_VPTE = attrs.evolve(SUN4U, execute=0, common=SUN4U.common | SUN4U.execute)
 """Before 2.6.17 nobody looked at EXEC."""

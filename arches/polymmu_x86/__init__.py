@@ -36,12 +36,16 @@ from polymmu_x86.entries import (
     CR4_PSE,
     EFER_NXE,
     PS,
+    SOFT_32,
+    SOFT_PAE,
     P,
     bits,
     entry,
     fault_codes,
     protections,
 )
+from polymmu_x86.highpte import kmap_atomic, kunmap_atomic
+from polymmu_x86.tlbflush import shootdown_key
 
 MIB = 1 << 20
 
@@ -80,6 +84,13 @@ class X86Config:
     single_page_flush_ceiling: int = field(
         default=33,
         metadata=doc("most pages invalidated one by one (Linux 3.7 on; 0: always reload CR3)", minimum=0),
+    )
+    shootdown: str = shootdown_key()
+    highpte: bool = field(
+        default=False,
+        metadata=doc(
+            "page tables in high memory: mapped by an atomic map while they are used (CONFIG_HIGHPTE)"
+        ),
     )
     pcid = False
     """32-bit paging has no address-space numbers."""
@@ -131,7 +142,7 @@ def format_of(section: X86Config, registers: Mapping[str, int], level: int) -> E
     top = section.phys_bits
     if not is_pae(registers):
         if level == 1:
-            return entry(address=bits(31, 12), is_last=True, nx=None)
+            return entry(address=bits(31, 12), is_last=True, nx=None, soft=SOFT_32)
         if not registers["cr4"] & CR4_PSE:
             return entry(address=bits(31, 12), nx=None)
         # A 4 MiB page: frame in 31:22, and physical bits 39:32 in 20:13 (PSE-36), as many as there are.
@@ -167,7 +178,7 @@ def format_of(section: X86Config, registers: Mapping[str, int], level: int) -> E
             reserved_table=beyond,
             reserved_leaf=beyond | bits(20, 13),
         )
-    return entry(address=bits(top - 1, 12), is_last=True, nx=nx, reserved_leaf=beyond)
+    return entry(address=bits(top - 1, 12), is_last=True, nx=nx, reserved_leaf=beyond, soft=SOFT_PAE)
 
 
 @hookimpl
@@ -247,19 +258,10 @@ def pgd_free(mm: mm_struct, pgd: int) -> None:
 
 @hookimpl
 def populate(mm: mm_struct, level: int, addr: int, entry: int, table: int) -> None:
+    """Every CPU that runs ``mm`` loads CR3 again, and with it the four top entries."""
     defaults.populate(mm, level, addr, entry, table)
     if mm.layout is PAE and level == 0:
-        kernel: ArchKernel = mm.kernel
-        reload_roots(mm)
-        kernel.ops.flush_tlb_mm(mm)
-
-
-def reload_roots(mm: mm_struct) -> None:
-    """Every CPU that runs ``mm`` loads CR3 again, and with it the four top entries."""
-    kernel: ArchKernel = mm.kernel
-    for cpu in kernel.cpus:
-        if kernel.active_mm[cpu.index] is mm:
-            cpu.load_root(mm.pgd, space=mm.serial)
+        family.flush_tlb_mm(mm)
 
 
 @hookimpl
@@ -267,16 +269,32 @@ def tlb_flush(tlb: mmu_gather) -> None:
     """Under PAE a freed pmd table may still stand in the registers that CR3 loaded: only a load of CR3 drops it
     (Linux: need_flush_all in ___pmd_free_tlb)."""
     if tlb.mm.layout is PAE and tlb.freed_tables:
-        kernel: ArchKernel = tlb.mm.kernel
-        reload_roots(tlb.mm)
-        kernel.ops.flush_tlb_mm(tlb.mm)
+        family.flush_tlb_mm(tlb.mm)
     else:
         family.tlb_flush(tlb)
+
+
+def has_highpte(mm: mm_struct) -> bool:
+    section: X86Config = mm.kernel.description.section
+    return section.highpte
+
+
+@hookimpl
+def pte_map(mm: mm_struct, table: int) -> None:
+    if has_highpte(mm):
+        kmap_atomic(mm, table)
+
+
+@hookimpl
+def pte_unmap(mm: mm_struct, table: int) -> None:
+    if has_highpte(mm):
+        kunmap_atomic(mm, table)
 
 
 decode_fault = family.decode_fault
 init_new_context = family.init_new_context
 switch_mm = family.switch_mm
+enter_lazy_tlb = family.enter_lazy_tlb
 flush_tlb_mm = family.flush_tlb_mm
 flush_tlb_range = family.flush_tlb_range
 flush_tlb_page = family.flush_tlb_page

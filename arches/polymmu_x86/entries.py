@@ -4,10 +4,13 @@
      NX   key   ignored  frame/table   soft   G  PS   D  A PCD PWT U/S R/W  P
 
 Intel SDM vol. 3A, chapter "Paging"; AMD64 APM vol. 2, ch. 5. Bit 8 in a not-present entry is Linux's
-PROT_NONE marker (2.6.39 and later; bit 7 before).
+PROT_NONE marker (2.6.39 and later; bit 7 before). Swap entries and file ptes are those of 2.6.39 too: earlier ones
+use bit 8, and would here look like pages without rights.
 """
 
 from __future__ import annotations
+
+import attrs
 
 from polymmu.arch import (
     VM_EXEC,
@@ -19,11 +22,13 @@ from polymmu.arch import (
     FaultInfo,
     Field,
     Privilege,
+    SoftEntry,
     WalkFault,
 )
 
 P, RW, US, PWT, PCD, A, D, PS, G = (1 << n for n in range(9))
 PROT_NONE = 1 << 8
+FILE = 1 << 6
 NX = 1 << 63
 TABLE_BITS = P | RW | US | A | D
 """What Linux stores beside a table's address (_PAGE_TABLE, 0x67)."""
@@ -31,6 +36,28 @@ TABLE_BITS = P | RW | US | A | D
 CR0_PG, CR0_WP = 1 << 31, 1 << 16
 CR4_PSE, CR4_PAE, CR4_PGE, CR4_LA57, CR4_PCIDE = 1 << 4, 1 << 5, 1 << 7, 1 << 12, 1 << 17
 EFER_NXE = 1 << 11
+
+
+@attrs.frozen
+class SoftEntries:
+    """The two kinds of entries without a page in one paging mode."""
+
+    swap: SoftEntry
+    file: SoftEntry
+
+
+def soft_entries(swap: tuple[tuple[int, int], ...], *file: tuple[int, int]) -> SoftEntries:
+    """By where a swap entry's type and offset stand, and the pieces of a file pte's page."""
+    kinds = P | FILE | PROT_NONE
+    return SoftEntries(
+        SoftEntry(mask=kinds, on=0, parts=tuple((piece,) for piece in swap)),
+        SoftEntry(mask=kinds, on=FILE, parts=(file,)),
+    )
+
+
+SOFT_32 = soft_entries(((1, 5), (9, 23)), (1, 5), (7, 1), (9, 23))
+SOFT_PAE = soft_entries(((32, 5), (37, 27)), (32, 32))
+SOFT_64 = soft_entries(((1, 5), (9, 55)), (12, 32))
 
 
 def bits(high: int, low: int) -> int:
@@ -50,11 +77,13 @@ def entry(
     high_frame_mask: int = 0,
     high_frame_shift: int = 0,
     global_: bool = True,
+    soft: SoftEntries | None = None,
 ) -> EntryFormat:
     """An entry that follows the common picture.
 
     ``address``: bits of the next table's (or last level's frame's) address. ``leaf``: the PS bit where it is
-    honoured. ``nx``: None where the format has no bit 63, False where EFER.NXE makes it reserved.
+    honoured. ``nx``: None where the format has no bit 63, False where EFER.NXE makes it reserved. ``soft``: the
+    entries without a page, in the last level.
     """
     no_execute = NX if nx is False else 0
     return EntryFormat(
@@ -74,6 +103,8 @@ def entry(
         high_frame_shift=high_frame_shift,
         table_bits=TABLE_BITS,
         prot_none=Field(P | PROT_NONE, PROT_NONE),
+        swap=soft.swap if soft is not None else None,
+        file=soft.file if soft is not None else None,
     )
 
 

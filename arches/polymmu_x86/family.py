@@ -2,25 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from polymmu.arch import ArchKernel, Cpu, FaultInfo, hookimpl, mm_struct, mmu_gather, vm_area_struct
-from polymmu_x86 import entries, tlbflush
-
-
-class Section(Protocol):
-    """What these hooks read of a machine file's own section."""
-
-    @property
-    def pcid(self) -> bool: ...
-    @property
-    def single_page_flush_ceiling(self) -> int: ...
-
-
-def section_of(mm: mm_struct) -> Section:
-    """The section of the machine this mm lives on."""
-    section: Section = mm.kernel.description.section
-    return section
+from polymmu_x86 import entries
+from polymmu_x86.tlbflush import Context, protocol_of
 
 
 @hookimpl
@@ -30,43 +14,44 @@ def decode_fault(code: int) -> FaultInfo:
 
 @hookimpl
 def init_new_context(mm: mm_struct) -> None:
-    tlbflush.init_new_context(mm)
+    mm.context = Context(serial=mm.serial)
 
 
 @hookimpl
 def switch_mm(cpu: Cpu, prev: mm_struct | None, following: mm_struct) -> None:
-    tlbflush.switch_mm(cpu, prev, following, section_of(following).pcid)
+    protocol_of(following.kernel).switch_mm(cpu, prev, following)
 
 
-def _flush(mm: mm_struct, start: int, end: int, huge_size: int = 0) -> None:
-    section = section_of(mm)
-    page_size = huge_size or mm.layout.page_size
-    tlbflush.flush(mm, start, end, page_size, section.single_page_flush_ceiling, section.pcid)
+@hookimpl
+def enter_lazy_tlb(cpu: Cpu, mm: mm_struct) -> None:
+    protocol_of(mm.kernel).enter_lazy_tlb(cpu)
 
 
 @hookimpl
 def flush_tlb_mm(mm: mm_struct) -> None:
-    _flush(mm, 0, 0)
+    """As if tables went: whoever asks for all of an mm may mean those too."""
+    protocol_of(mm.kernel).flush(mm, 0, 0, mm.layout.page_size, freed_tables=True)
 
 
 @hookimpl
 def flush_tlb_range(vma: vm_area_struct, start: int, end: int) -> None:
     """One INVLPG drops a whole huge page (Linux 4.20: the stride of a range)."""
-    _flush(vma.vm_mm, start, end, vma.huge_size)
+    mm = vma.vm_mm
+    page_size = vma.huge_size or mm.layout.page_size
+    protocol_of(mm.kernel).flush(mm, start, end, page_size, freed_tables=False)
 
 
 @hookimpl
 def flush_tlb_page(vma: vm_area_struct, addr: int) -> None:
-    _flush(vma.vm_mm, addr, addr + vma.vm_mm.layout.page_size)
+    protocol_of(vma.vm_mm.kernel).flush_page(vma.vm_mm, addr)
 
 
 @hookimpl
 def tlb_flush(tlb: mmu_gather) -> None:
     """The range the gather recorded, unless the whole mm goes."""
-    if tlb.fullmm:
-        _flush(tlb.mm, 0, 0)
-    else:
-        _flush(tlb.mm, tlb.start, tlb.end)
+    mm = tlb.mm
+    start, end = (0, 0) if tlb.fullmm else (tlb.start, tlb.end)
+    protocol_of(mm.kernel).flush(mm, start, end, mm.layout.page_size, tlb.freed_tables)
 
 
 @hookimpl

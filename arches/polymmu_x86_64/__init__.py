@@ -31,11 +31,13 @@ from polymmu_x86.entries import (
     CR4_PSE,
     EFER_NXE,
     PS,
+    SOFT_64,
     bits,
     entry,
     fault_codes,
     protections,
 )
+from polymmu_x86.tlbflush import LAZY_MASK, shootdown_key
 
 GIB = 1 << 30
 
@@ -69,6 +71,7 @@ class X86_64Config:
         default=33,
         metadata=doc("most pages invalidated one by one (Linux 3.7 on; 0: always reload CR3)", minimum=0),
     )
+    shootdown: str = shootdown_key()
 
 
 def layout_of(registers: Mapping[str, int]) -> RadixLayout:
@@ -97,6 +100,11 @@ def summary() -> str:
 
 @hookimpl
 def boot_registers(section: X86_64Config) -> dict[str, int]:
+    if section.pcid and section.shootdown == LAZY_MASK:
+        raise UserMistake(
+            "a mask says nothing of translations kept under a PCID; take `pcid: false`, or generations",
+            place="x86_64.shootdown",
+        )
     return {
         "cr0": CR0_PG | CR0_WP,
         "cr4": CR4_PAE
@@ -121,7 +129,7 @@ def format_of(section: X86_64Config, registers: Mapping[str, int], level: int) -
     shift = layout.shift_of(level)
     address = bits(top - 1, 12)
     if level == layout.pte_level:
-        return entry(address=address, is_last=True, nx=nx, reserved_leaf=beyond)
+        return entry(address=address, is_last=True, nx=nx, reserved_leaf=beyond, soft=SOFT_64)
     if level not in layout.leaf_levels:
         return entry(address=address, nx=nx, reserved_table=beyond | PS)
     # A large page: bit 12 is PAT, the bits between it and the frame are reserved.
@@ -187,6 +195,7 @@ def page_protections(section: X86_64Config, registers: Mapping[str, int]) -> tup
 decode_fault = family.decode_fault
 init_new_context = family.init_new_context
 switch_mm = family.switch_mm
+enter_lazy_tlb = family.enter_lazy_tlb
 flush_tlb_mm = family.flush_tlb_mm
 flush_tlb_range = family.flush_tlb_range
 flush_tlb_page = family.flush_tlb_page

@@ -12,7 +12,7 @@ from polymmu.description.model import doc
 from polymmu.errors import UserMistake, syscall_error
 from polymmu.hardware.compile import Words, address_of, kernel, pointer_at, step
 from polymmu.hardware.cpu import Cpu
-from polymmu.hardware.entry import Access, EntryFormat, Field, Privilege, WalkFault
+from polymmu.hardware.entry import Access, EntryFormat, Field, Privilege, SoftEntry, WalkFault
 from polymmu.hardware.layout import RadixLayout
 from polymmu.hardware.miss import fill_tlb, give, ordinal_of, through_tlb
 from polymmu.hardware.ram import Ram
@@ -137,6 +137,7 @@ __all__ = [
     "RadixLayout",
     "RadixTranslation",
     "Ram",
+    "SoftEntry",
     "Translation",
     "UserMistake",
     "Walk",

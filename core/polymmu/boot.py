@@ -103,6 +103,7 @@ def boot_kernel(
         shape=shape,
         active_mm=[None] * len(cpus),
     )
+    kernel.sched.preemptible = description.kernel.preempt
     kernel.variants = variants.chosen(kernel)
     mm_life.boot(kernel)
     kernel.events = Events(observers)
@@ -123,7 +124,7 @@ class Vectors:
         info = kernel.ops.decode_fault(code)
         mm = kernel.active_mm[cpu.index]
         kernel.sched.spend(self.cost, "fault")
-        if mm is None or mm is kernel.init_mm:
+        if mm is None or mm is kernel.init_mm or kernel.lazy >> cpu.index & 1:
             raise SegmentationFault(va, info.access, "this CPU runs no program; call switch_mm first")
         mm_fault.handle_mm_fault(kernel, mm, va, info, upcoming)
 
@@ -173,9 +174,7 @@ class Program:
         if self.mm is not None:
             mm_life.activate(self.kernel, self.cpu, self.mm)
             return
-        borrowed = self.kernel.active_mm[self.cpu.index]
-        if borrowed is not None:
-            self.kernel.ops.enter_lazy_tlb(self.cpu, borrowed)
+        mm_life.enter_lazy_tlb(self.kernel, self.cpu)
 
     def use(self, mm: mm_struct | None) -> None:
         """Run in ``mm`` from now on; None: in nobody's, as a kernel thread or after exit."""

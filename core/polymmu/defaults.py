@@ -141,7 +141,11 @@ def table_order(mm: mm_struct, level: int) -> int:
 def table_alloc(mm: mm_struct, level: int, addr: int) -> int:
     kernel: ArchKernel = mm.kernel
     order = table_order(mm, level)
-    pfn = frames.alloc_page(kernel, "table") if not order else frames.alloc_pages(kernel, order, "table")
+    site = f"table.{mm.layout.names[level]}"
+    if order:
+        pfn = frames.alloc_pages(kernel, order, "table", site=site)
+    else:
+        pfn = frames.alloc_page(kernel, "table", site=site)
     if pfn < 0:
         return -1
     kernel.frames.flags[pfn] |= PG_TABLE
@@ -159,6 +163,7 @@ def table_free(mm: mm_struct, level: int, table: int) -> None:
     pfn = table >> mm.layout.page_shift
     kernel.frames.flags[pfn] &= ~PG_TABLE
     order = table_order(mm, level)
+    kernel.events.table_returned(mm, table, mm.layout.page_size << order)
     if order:
         frames.free_pages(kernel, pfn, order)
     else:
@@ -366,11 +371,15 @@ def destroy_context(mm: mm_struct) -> None:
 
 
 def switch_mm(cpu: Cpu, prev: mm_struct | None, following: mm_struct) -> None:
-    """Load the root and forget every translation: right for an MMU without address-space numbers."""
+    """Load the root and forget every translation: right for an MMU without address-space numbers.
+
+    A CPU that comes back to what it kept lazily has missed no flush."""
+    if prev is following:
+        return
     following.cpu_mask |= 1 << cpu.index
     cpu.load_root(following.pgd, space=following.serial)
     cpu.invalidate(asid=None, include_global=False, walk_caches="all")
-    if prev is not None and prev is not following:
+    if prev is not None:
         prev.cpu_mask &= ~(1 << cpu.index)
 
 

@@ -27,7 +27,7 @@ class Observer:
         """The call that began last has finished, whether it succeeded or not."""
 
     def fault(self, mm: Any, addr: int, kind: str, n: int) -> None:
-        """``n`` faults were handled from ``addr`` on; ``kind``: minor, cow, protection, segv."""
+        """``n`` faults were handled from ``addr`` on; ``kind``: minor, cow, protection, segv, major (read back)."""
 
     # --- pages and tables
     def pages_allocated(self, n: int, what: str) -> None:
@@ -42,6 +42,12 @@ class Observer:
     def table_freed(self, mm: Any, level: int, table: int, size: int) -> None:
         """A table was unhooked for good; its frame may still wait in a gather."""
 
+    def table_returned(self, mm: Any, table: int, size: int) -> None:
+        """The ``size`` bytes of a table at physical address ``table`` may be handed out again from now on.
+
+        Told by who gives tables back: the frame may live on, where an arch shares it out in fragments.
+        """
+
     # --- files
     def truncation_begin(self, mapping: Any) -> None:
         """Pages of a file (``mapping``: its address_space) are about to leave every mm that maps them."""
@@ -49,8 +55,14 @@ class Observer:
     def truncation_end(self, mapping: Any) -> None:
         """The truncation or invalidation that began last for ``mapping`` is done."""
 
+    def vmas_visited(self, mapping: Any, n: int) -> None:
+        """A truncation's walk over the vmas of a file ended, or broke off, after ``n`` of them."""
+
     def page_uncached(self, mapping: Any, index: int, pfn: int) -> None:
         """Page ``index`` of a file, frame ``pfn``, is about to leave the page cache."""
+
+    def page_cleaned(self, pfn: int) -> None:
+        """Frame ``pfn`` of a page cache is declared clean: it is about to be written to its file."""
 
     # --- entries
     def entries_changed(self, mm: Any, start: int, end: int, n: int, what: str) -> None:
@@ -77,6 +89,10 @@ class Observer:
 
     def entries_visited(self, mm: Any, what: str, n: int) -> None:
         """A range walk looked at ``n`` entries; ``what``: zap, free_pgtables, copy, protect, move."""
+
+    # --- the kernel's own checks
+    def bug(self, mm: Any, invariant: str, text: str) -> None:
+        """A check of the kernel's own failed (Linux: BUG_ON), which breaks ``invariant``; an AssertionError follows."""
 
     # --- walks without a lock
     def lockless_read(self, mm: Any, cpu: int, rank: int, entry: int, table: int) -> None:

@@ -321,6 +321,7 @@ class ArchOps(Protocol):
     def table_free(self, mm: mm_struct, level: int, table: int) -> None:
         """Called when a table that no CPU can reach any more goes back (also one that lost an allocation race).
 
+        An arch that keeps it, or a frame it is a part of, tells ``kernel.events.table_returned``.
         Wrong: fragments that share a frame are freed with it.
         """
         ...
@@ -377,7 +378,8 @@ class ArchOps(Protocol):
     # ----------------------------------------------------------------- gather
     @gather
     def tlb_gather(self, tlb: mmu_gather) -> None:
-        """Called when a gather begins. The arch may set ``tlb.arch``, ``tlb.fast_mode`` and ``tlb.limit``.
+        """Called when a gather begins. The arch may set ``tlb.arch`` and ``tlb.fast_mode``; and how large a gather of
+        its own was, if it once had one, ``tlb.limit`` pages and ``tlb.table_limit`` tables.
 
         Wrong: fast mode with several CPUs frees pages that others still reach.
         """
@@ -402,6 +404,8 @@ class ArchOps(Protocol):
     @gather
     def tlb_remove_tlb_entry(self, tlb: mmu_gather, ptep: int, addr: int, n: int) -> None:
         """Called after a run of ``n`` ptes from ``addr`` was cleared in a gather. Record what to flush.
+
+        ``ptep`` -1: another gather may have cleared some of these, in any table (Linux 4.13).
 
         Wrong: the flush misses pages, which then are used through stale translations.
         """
@@ -591,13 +595,17 @@ class ArchOps(Protocol):
     def switch_mm(self, cpu: Cpu, prev: mm_struct | None, following: mm_struct) -> None:
         """Called when ``cpu`` starts to run ``following``. Load its root; make stale translations unreachable.
 
+        ``prev`` is ``following`` where the CPU comes back from ``enter_lazy_tlb``: make up for what it missed.
+
         Wrong: the next program reads the previous one's memory.
         """
         ...
 
     @context
     def enter_lazy_tlb(self, cpu: Cpu, mm: mm_struct) -> None:
-        """Called when ``cpu`` goes on with a kernel thread and keeps ``mm``'s tables loaded.
+        """Called when ``cpu`` goes idle, or on with a kernel thread, and keeps ``mm``'s tables loaded; also again.
+
+        Flushes may pass it over from now on, or let it go over to the kernel's own tables; switch_mm ends it.
 
         Wrong: a lazy CPU walks tables that were freed.
         """

@@ -7,6 +7,7 @@ exceptions. Nothing here is an algorithm.
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,14 +28,16 @@ from polymmu.events import Events
 from polymmu.hardware.cpu import Cpu
 from polymmu.mm import exec as mm_exec
 from polymmu.mm import fork as mm_fork
+from polymmu.mm import fremap as mm_fremap
 from polymmu.mm import gup as mm_gup
 from polymmu.mm import mm as mm_life
 from polymmu.mm import mmap as mm_mmap
 from polymmu.mm import mprotect as mm_mprotect
 from polymmu.mm import mremap as mm_mremap
-from polymmu.mm import pagecache, truncate
+from polymmu.mm import notifier, pagecache, reclaim, truncate
 from polymmu.mm import vma as vmas
 from polymmu.mm.frames import put_compound_page
+from polymmu.mm.secondary_mmu import SecondaryMmu
 from polymmu.registry import Arch
 from polymmu.report import SCHEMA, Counters, Report
 from polymmu.sanitize.flushes import FlushAudit
@@ -46,14 +49,16 @@ from polymmu.sched.waitqueue import WaitQueue
 from polymmu.structs import (
     VM_EXEC,
     VM_GROWSDOWN,
+    VM_NORESERVE,
     VM_READ,
     VM_SHARED,
     VM_WRITE,
     File,
+    SwapArea,
     mm_struct,
 )
 
-__all__ = ["CpuHandle", "Machine", "Mm"]
+__all__ = ["CpuHandle", "DeviceHandle", "Machine", "Mm"]
 
 RIGHTS = {"r": VM_READ, "w": VM_WRITE, "x": VM_EXEC}
 ACCESS_OF_RIGHT = {"r": "load", "w": "store", "x": "fetch"}
@@ -87,6 +92,7 @@ class Machine:
             programs = [UserCode(cpu, sched, cycles_of) for cpu in self.kernel.cpus]
             self.vectors = TimedVectors(self.kernel, programs)
             accesses = programs
+            sched.went_idle = partial(mm_life.enter_lazy_tlb, self.kernel)
         for cpu in self.kernel.cpus:
             cpu.vectors = self.vectors
             cpu.watcher = self.flushes
@@ -221,6 +227,7 @@ class Machine:
             sched.run()
         finally:
             self._programs.clear()
+        mm_life.leave_lazy_tlb(self.kernel)
 
     def task_uses(self, cpu: CpuHandle, mm: Mm) -> None:
         """The task that calls this runs in ``mm`` from now on; ``cpu`` must be its own."""
@@ -241,9 +248,19 @@ class Machine:
         """The task that calls this sleeps for ``cycles``."""
         self._tasks().sleep(cycles)
 
-    def wait_queue(self, name: str) -> WaitQueue:
-        """Where tasks can wait for each other."""
-        return WaitQueue(self._tasks(), name)
+    def reclaim(self, pages: int) -> int:
+        """Free up to so many pages, the coldest first, as Linux's kswapd does; how many went.
+
+        Raises UserMistake on a machine without a swap area.
+        """
+        if self.kernel.swap is None:
+            raise UserMistake("this machine reclaims nothing: it has no swap area (swap: 64 MiB)")
+        self.kernel.sched.cpu = self.running_cpu(None)
+        return reclaim.shrink_list(self.kernel, pages)
+
+    def wait_queue(self, name: str, *, idle: bool = True) -> WaitQueue:
+        """Where tasks can wait for each other. ``idle`` False: CPUs whose tasks do are not lazy meanwhile."""
+        return WaitQueue(self._tasks(), name, idle)
 
     def report(
         self, *, workload: str = "", workload_sha256: str = "", extra: dict[str, Any] | None = None
@@ -362,6 +379,40 @@ class FileHandle:
             pagecache.put_file(self.machine.kernel, self.file)
 
 
+class DeviceHandle:
+    """A device that uses a program's addresses, as a user holds it (``Mm.attach_device``)."""
+
+    def __init__(self, machine: Machine, mmu: SecondaryMmu) -> None:
+        self.machine = machine
+        self.mmu = mmu
+
+    def _enter(self) -> SecondaryMmu:
+        """The device, with the kernel on the CPU that serves it."""
+        self.machine.kernel.sched.cpu = self.machine.running_cpu(self.mmu.mm)
+        return self.mmu
+
+    def load(self, va: int, size: int) -> bytes:
+        """Read ``size`` bytes at ``va``, as the device sees them. Raises SegmentationFault, SyscallError."""
+        return b"".join([self._enter().load(at, n) for at, n in self._pieces(va, size)])
+
+    def store(self, va: int, data: bytes) -> None:
+        """Write ``data`` at ``va``. Raises SegmentationFault, SyscallError."""
+        for at, n in self._pieces(va, len(data)):
+            self._enter().store(at, data[at - va : at - va + n])
+
+    def detach(self) -> None:
+        """Forget everything of the address space; nothing to do where that has gone."""
+        mm = self._enter().mm
+        if mm is not None:
+            notifier.mmu_notifier_unregister(mm, self.mmu)
+
+    def _pieces(self, va: int, size: int) -> list[tuple[int, int]]:
+        """The parts of [va, va + size) in one page each."""
+        page, end = self.machine.page_size, _address(va) + size
+        cuts = [va, *range(va // page * page + page, end, page), end]
+        return [(at, stop - at) for at, stop in itertools.pairwise(cuts)]
+
+
 class Mm:
     """An address space as a user holds it: system calls in Python's words."""
 
@@ -395,13 +446,15 @@ class Mm:
         offset: int = 0,
         populate: bool = False,
         grows_down: bool = False,
+        noreserve: bool = False,
         huge: int = 0,
     ) -> int:
         """Map ``length`` bytes; returns the address.
 
         ``prot``: letters of ``rwx``, empty for none. ``at``: a wish, or with ``fixed`` an order that replaces
         what was there. ``offset``: bytes into ``file``, a multiple of the page size. ``huge``: of huge pages of so
-        many bytes (``machine.huge_page_sizes``). Raises SyscallError.
+        many bytes (``machine.huge_page_sizes``). ``noreserve``: not counted as committed memory, where overcommitting
+        is allowed. Raises SyscallError.
         """
         mm = self._enter()
         flags = rights_of(prot)
@@ -409,6 +462,8 @@ class Mm:
             flags |= VM_SHARED
         if grows_down:
             flags |= VM_GROWSDOWN
+        if noreserve and self.machine.description.kernel.overcommit != "never":
+            flags |= VM_NORESERVE
         page = self.machine.page_size
         if offset < 0 or offset % page:
             raise syscall_error(
@@ -459,12 +514,36 @@ class Mm:
             raise UserMistake(f"unknown advice '{advice}' (known: dontneed)")
         mm_mmap.do_madvise_dontneed(self._enter(), addr, length)
 
+    def remap_file_pages(self, addr: int, length: int, offset: int, *, populate: bool = True) -> None:
+        """Show at [addr, addr + length) of a shared file mapping what the file has from ``offset`` on, a multiple of
+        the page size. ``populate``: bring the pages in. Raises SyscallError."""
+        page = self.machine.page_size
+        if offset % page:
+            raise syscall_error(
+                errno.EINVAL, f"offset {offset:#x} is not a multiple of the page size {page:#x}"
+            )
+        mm_fremap.do_remap_file_pages(self._enter(), addr, length, offset // page, populate=populate)
+
+    def swap_out(self, addr: int, length: int) -> int:
+        """Write the pages of a range out and free them, anonymous ones to the swap area; how many went."""
+        return reclaim.do_swap_out(self._enter(), addr, length)
+
     def gup_fast(self, addr: int, write: bool = False) -> int:
         """The frame behind ``addr``, held until ``put``: found without locks where the architecture can.
 
         ``write``: to be stored to. Raises SegmentationFault, SyscallError.
         """
         return mm_gup.get_user_pages_fast(self._enter(), _address(addr), write)
+
+    def attach_device(self, *, sleeps: bool = False) -> DeviceHandle:
+        """A device that uses this address space beside the CPUs, through translations of its own.
+
+        ``sleeps``: it takes its time to stop using a range, so it must not be asked below a spinlock.
+        """
+        mm = self._enter()
+        mmu = SecondaryMmu(mm, sleeps=sleeps)
+        notifier.mmu_notifier_register(mm, mmu)
+        return DeviceHandle(self.machine, mmu)
 
     def put(self, pfn: int) -> None:
         """Give back a frame that ``gup_fast`` gave; also after this address space has exited."""
@@ -476,9 +555,17 @@ class Mm:
         """A child that shares every page copy-on-write."""
         return Mm(self.machine, mm_fork.dup_mm(self._enter()))
 
-    def exec(self) -> Mm:
-        """A fresh address space with a stack in place of this one, which this user gives up."""
-        return Mm(self.machine, mm_exec.exec_mm(self.machine.kernel, self._enter()))
+    def exec(self, *, arguments: int = 0, stack_shift: int = 0) -> Mm:
+        """A fresh address space with a stack in place of this one, which this user gives up.
+
+        ``arguments``: pages of the stack that are written at once; ``stack_shift``: bytes by which it then moves down.
+        """
+        if arguments < 0 or stack_shift < 0 or stack_shift % self.machine.page_size:
+            raise UserMistake(f"arguments {arguments} and stack_shift {stack_shift}: give whole pages from 0")
+        return Mm(
+            self.machine,
+            mm_exec.exec_mm(self.machine.kernel, self._enter(), arguments=arguments, stack_shift=stack_shift),
+        )
 
     def exit(self) -> None:
         """Tear the address space down."""
@@ -545,6 +632,7 @@ def assemble(machine: Machine, workload: str, workload_sha256: str, extra: dict[
         "tlb": tlbs,
         "walk": walk,
         **sections,
+        **swap_section(kernel.swap),
         "flushes": machine.flushes.section(),
         "latency": kernel.sched.latency(),
         "cycles": cycles,
@@ -558,6 +646,15 @@ def assemble(machine: Machine, workload: str, workload_sha256: str, extra: dict[
             "workload_sha256": workload_sha256,
             "set": list(machine.sets),
         },
+    }
+
+
+def swap_section(area: SwapArea | None) -> dict[str, Any]:
+    """The ``swap`` section of a report, where there is a swap area."""
+    if area is None:
+        return {}
+    return {
+        "swap": {"out": area.written, "in": area.read, "slots": area.slots - 1, "used": len(area.swap_map)}
     }
 
 

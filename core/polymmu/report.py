@@ -40,7 +40,7 @@ class Counters(Observer):
         self.calls[name] = self.calls.get(name, 0) + 1
 
     def fault(self, mm: Any, addr: int, kind: str, n: int) -> None:
-        self.faults[kind] += n
+        self.faults[kind] = self.faults.get(kind, 0) + n
 
     def pages_allocated(self, n: int, what: str) -> None:
         self.pages["allocated"] += n
@@ -212,6 +212,12 @@ def text_of(value: Mapping[str, Any]) -> str:
     lines.append(
         f"pages      {pages['peak']:>15,}   at peak; {pages['allocated']:,} allocated, {pages['freed']:,} freed"
     )
+    if "swap" in value:
+        swap = value["swap"]
+        lines.append(
+            f"swap       {swap['out']:>15,}   pages out, {swap['in']:,} in; {swap['used']:,} of {swap['slots']:,} "
+            "places taken at the end"
+        )
     gather = value["gather"]
     lines.append(
         f"gather     {gather['flushes']:>15,}   flushes, {gather['pages']:,} pages and {gather['tables']:,} tables "

@@ -10,8 +10,11 @@ One pooled Python object stands for each slot for ever; allocating resets its fi
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
+
+from polymmu.errors import syscall_error
 
 __all__ = ["Slab", "Slotted"]
 
@@ -27,19 +30,28 @@ T = TypeVar("T", bound=Slotted)
 
 
 class Slab(Generic[T]):
-    """A pool of objects of one kind. ``make(slot)`` builds the object of a new slot."""
+    """A pool of objects of one kind. ``make(slot)`` builds the object of a new slot. ``fails(name)``: whether the
+    allocation asked for now finds no memory."""
 
-    __slots__ = ("_free", "_make", "live", "name", "objects")
+    __slots__ = ("_fails", "_free", "_make", "live", "name", "objects")
 
-    def __init__(self, name: str, make: Callable[[int], T]) -> None:
+    def __init__(
+        self, name: str, make: Callable[[int], T], fails: Callable[[str], bool] | None = None
+    ) -> None:
         self.name = name
+        self._fails = fails
         self.objects: list[T] = []
         self.live = 0
         self._free: list[int] = []
         self._make = make
 
     def alloc(self) -> T:
-        """An object whose fields still hold what its last life left; the caller sets every one of them."""
+        """An object whose fields still hold what its last life left; the caller sets every one of them.
+
+        Raises SyscallError (ENOMEM).
+        """
+        if self._fails is not None and self._fails(self.name):
+            raise syscall_error(errno.ENOMEM, f"no memory for one more {self.name}")
         self.live += 1
         if self._free:
             return self.objects[self._free.pop()]

@@ -11,8 +11,8 @@ First reading: ``vm_area_struct``, ``mm_struct``, ``mmu_gather``, ``Kernel``; sk
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
 
 import attrs
 import numpy as np
@@ -38,6 +38,8 @@ __all__ = [
     "GatherBatch",
     "Kernel",
     "Shape",
+    "SwapArea",
+    "VmaTree",
     "address_space",
     "mm_struct",
     "mmu_gather",
@@ -58,6 +60,8 @@ VM_HUGETLB = 1 << 6
 VM_ACCOUNT = 1 << 7
 VM_DONTEXPAND = 1 << 8
 VM_DONTCOPY = 1 << 9
+VM_NORESERVE = 1 << 10
+VM_NONLINEAR = 1 << 11  # pages in any order (remap_file_pages)
 
 # page flags: the FLAGS column of ``Frames``. NONZERO belongs to the hardware (hardware.ram).
 PG_ANON = 1 << 1  # mapped by anonymous (or COWed private) ptes
@@ -71,6 +75,8 @@ PG_GATHER = 1 << 8  # a gather's batch page
 PG_ACTIVE = 1 << 9
 PG_HEAD = 1 << 10  # first frame of a huge page; PRIVATE is log2 of how many it has
 PG_TAIL = 1 << 11  # another frame of it; INDEX is the first
+PG_LOCKED = 1 << 12  # somebody decides what becomes of it (mm.pagelock)
+PG_SWAPCACHE = 1 << 13  # in the swap cache; PRIVATE is its slot
 
 
 @attrs.frozen(kw_only=True)
@@ -197,23 +203,58 @@ class Shape:
         )
 
 
+class VmaTree(Protocol):
+    """Vmas by the pages they map, [vm_pgoff, last page], which must not change while one is in the tree.
+
+    Guard: the file's i_mmap_lock, also from one step of an iteration to the next. ``visited``: nodes that
+    ``overlapping`` looked at so far.
+    """
+
+    visited: int
+
+    def insert(self, vma: vm_area_struct) -> None:
+        """Add ``vma``, after those that map the same pages."""
+
+    def insert_after(self, vma: vm_area_struct, prev: vm_area_struct) -> None:
+        """Add ``vma``, which maps the same pages as ``prev``, so that an iteration meets it later."""
+
+    def remove(self, vma: vm_area_struct) -> None:
+        """Take ``vma`` out."""
+
+    def overlapping(self, first: int, last: int) -> Iterator[vm_area_struct]:
+        """Those that map one of the pages ``first`` to ``last``, in the tree's order."""
+        ...
+
+    def __iter__(self) -> Iterator[vm_area_struct]:
+        """All of them, in that order."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, vma: vm_area_struct) -> bool:
+        """Whether ``vma`` is in, under the pages that it maps now."""
+        ...
+
+
 @attrs.define(eq=False, slots=True)
 class address_space:
     """A file's pages and the vmas that map them (Linux: struct address_space).
 
-    ``pages``: page index -> pfn, ordered. ``i_mmap``: vmas in the order they were linked (a forked child
-    after its parent). Guard of both under several CPUs: ``i_mmap_lock`` for i_mmap, the page lock for pages.
-    ``i_mutex``: held by who changes the file's size. ``unmap_mutex``: one unmap_mapping_range at a time.
+    ``pages``: page index -> pfn, ordered. ``i_mmap``: the linear vmas, a forked child's after its parent's.
+    ``i_mmap_nonlinear``: the others by slot, in the order they became so; a vma may go from i_mmap to there, never
+    back. Guard under several CPUs: ``i_mmap_lock`` for both, the page lock for pages. ``i_mutex``: held by who
+    changes the file's size. ``unmap_mutex``: one unmap_mapping_range at a time.
     """
 
     slot: int
     i_mmap_lock: Mutex | Spinlock
     i_mutex: Mutex
     unmap_mutex: Mutex
+    i_mmap: VmaTree
     generation: int = 0
     host: File | None = None
     pages: SortedDict = attrs.field(factory=SortedDict)
-    i_mmap: dict[int, vm_area_struct] = attrs.field(factory=dict)
+    i_mmap_nonlinear: dict[int, vm_area_struct] = attrs.field(factory=dict)
     truncate_count: int = 0
 
 
@@ -223,7 +264,7 @@ class File:
 
     ``mmap``: a driver's own mmap operation; it may set up the vma or raise SyscallError. ``read_page(index)``
     gives a page's initial bytes (None: zeroes). ``anonymous``: shared anonymous memory (shmem). ``huge_size``:
-    size of its pages where they are huge ones (a file of hugetlbfs), else 0.
+    size of its pages where they are huge ones (a file of hugetlbfs), else 0. ``committed``: pages charged for it.
     """
 
     name: str
@@ -232,21 +273,47 @@ class File:
     references: int = 1
     anonymous: bool = False
     huge_size: int = 0
+    committed: int = 0
     mmap: Callable[[File, vm_area_struct], None] | None = None
     read_page: Callable[[int], bytes] | None = None
+    written: dict[int, bytes] = attrs.field(factory=dict[int, bytes])
+    """Pages that reclaim wrote back, by index: they are read again from here."""
 
 
 @attrs.define(eq=False, slots=True)
 class anon_vma:
-    """Ties an anonymous page to the vmas that may map it. Here: only that a vma has had anonymous pages.
+    """Ties anonymous pages to the vmas that may map them (``mm.anon_vma``).
 
-    ``inherited``: made by a fork, so that a page of it may be an ancestor's too.
+    ``root``: the eldest of its family, of whose ``lock`` and ``vmas`` (by slot, in the order they came) alone use is
+    made; itself unless a fork made it. ``references``: vmas, members of the family, and who looks at it.
     """
 
     slot: int
+    lock: Mutex | Spinlock
     generation: int = 0
     references: int = 0
-    inherited: bool = False
+    root: anon_vma = None  # type: ignore[assignment]  # set by whoever allocates it from the slab
+    vmas: dict[int, vm_area_struct] = attrs.field(factory=dict)
+
+
+@attrs.define(eq=False, slots=True)
+class SwapArea:
+    """Where anonymous pages go when memory runs short: ``slots`` places of a page each, the first never used.
+
+    ``swap_map``: how many name a slot, ptes and the cache; free slots are not in it. ``contents``: what was written
+    there (empty: zeroes). ``cache``: pages of slots that are in memory too. ``freed``: free slots that were used, last
+    freed last; from ``bump`` on none was ever used. ``written``, ``read``: pages that went out, and came in.
+    """
+
+    lock: Spinlock
+    slots: int
+    swap_map: dict[int, int] = attrs.field(factory=dict[int, int])
+    contents: dict[int, bytes] = attrs.field(factory=dict[int, bytes])
+    cache: dict[int, int] = attrs.field(factory=dict[int, int])
+    freed: list[int] = attrs.field(factory=list[int])
+    bump: int = 1
+    written: int = 0
+    read: int = 0
 
 
 @attrs.define(eq=False, slots=True)
@@ -280,8 +347,10 @@ class mm_struct:
 
     ``pgd``: physical address of the root table. ``layout``: its shape (an arch may grow it at run time).
     ``vmas``: start address -> vma, ordered. Counters as in Linux: ``map_count`` vmas, ``total_vm`` pages
-    mapped by vmas, ``anon_rss`` / ``file_rss`` pages present, ``nr_tables[level]`` live tables below the root
-    by level. ``cpu_mask``: CPUs whose TLB may hold translations of it. ``context``: the arch's own state.
+    mapped by vmas, ``anon_rss`` / ``file_rss`` pages present, ``swapents`` pages in the swap area, ``hiwater_vm`` /
+    ``hiwater_rss`` the most there were of each before they last fell, ``nr_tables[level]`` live tables below the root
+    by level. ``cpu_mask``: CPUs whose TLB may hold translations of it. ``notifiers``: who else has (``mm.notifier``).
+    ``context``: the arch's own state.
     """
 
     slot: int
@@ -303,7 +372,9 @@ class mm_struct:
     total_vm: int = 0
     anon_rss: int = 0
     file_rss: int = 0
+    swapents: int = 0
     hiwater_rss: int = 0
+    hiwater_vm: int = 0
     nr_tables: list[int] = attrs.field(factory=list)
     start_brk: int = 0
     brk: int = 0
@@ -312,6 +383,7 @@ class mm_struct:
     mm_count: int = 0
     cpu_mask: int = 0
     tlb_flush_pending: int = 0
+    notifiers: list[Any] = attrs.field(factory=list)
     exe_file: File | None = None
     context: Any = None
     last_cpu: int = 0
@@ -348,12 +420,16 @@ class mmu_gather:
     active: int = 0
     """Index in ``batches`` of the one that takes pages."""
     limit: int = 0
-    """Pages an arch's own gather of old took before it flushed; 0: the generic number."""
+    """Pages that a gather of the arch's own took, one per CPU, until Linux 5.2; 0: it had the generic one."""
+    table_limit: int = 0
+    """Tables that a list of the arch's own took, beside each of these; 0: none. Earlier generations ask for the two."""
     tables: list[tuple[int, int]] = attrs.field(factory=list)
     """(level, physical address) of unhooked tables that wait for the flush, and for RCU where needed."""
     table_batch: int = -1
     """Frame that holds this list where its tables wait for RCU; -1: none."""
     vma: vm_area_struct | None = None
+    work: int = 0
+    """What a loop over ptes may still do before it looks who waits, in bytes (Linux: zap_bytes, zap_work)."""
     arch: Any = None
 
 
@@ -377,7 +453,8 @@ class FreeFrames:
     """Head, tail and length of the LRU list threaded through LRU_NEXT and LRU_PREV."""
     zero_page: int = 0
     fail_next: Callable[[str], bool] | None = None
-    """Fault injection: asked at each allocation (what it is for); True makes it fail."""
+    """Fault injection: asked at each allocation, of frames and of slab objects, by its site's name (``anon``, ``file``,
+    ``huge``, ``gather``, ``table_batch``, ``table.pte`` and so on by level, a slab's name); True makes it fail."""
 
 
 Ops = TypeVar("Ops")
@@ -405,7 +482,19 @@ class Kernel(Generic[Ops]):
     mappings: Slab[address_space] = None  # type: ignore[assignment]
     anon_vmas: Slab[anon_vma] = None  # type: ignore[assignment]
     serial: int = 0
+    vm_committed: int = 0
+    """Pages promised to programs (``mm.commit``)."""
     one_entry: EntryRun = attrs.field(factory=lambda: np.zeros(1, dtype=np.uint64))
     """A run of one entry to hand to ``set_pte`` at a fault; making an array each time took 4 % of one."""
     active_mm: list[mm_struct | None] = attrs.field(factory=list)
     """Per CPU: the mm whose tables it has loaded."""
+    swap: SwapArea | None = None
+    """None: no page leaves memory but with its last user."""
+    reclaim: Callable[[], bool] | None = None
+    """Where there is a swap area: frees some pages, or says that there are none (mm.reclaim)."""
+    page_locks: dict[int, Mutex] = attrs.field(factory=dict[int, Mutex])
+    """By frame; of those that were ever locked."""
+    lazy: int = 0
+    """CPUs that keep ``active_mm`` loaded although nobody there runs in it: idle, or in a kernel thread."""
+    secondary_mmus: list[Any] = attrs.field(factory=list)
+    """Devices with translations of their own (``mm.secondary_mmu``)."""

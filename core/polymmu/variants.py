@@ -2,7 +2,8 @@
 
 The core holds today's choice on each axis. A plugin (an entry point in the group ``polymmu.plugin``) implements
 ``kernel_variants`` to offer earlier generations, or known bugs; none is loaded while the core's own will do.
-A variant is a class whose steps are methods: it is made once per machine, with the kernel as its argument.
+A variant is a class whose steps are methods: it is made once per machine, with the kernel as its argument. Its
+``since`` says when it came, its ``wrong`` what it gets wrong, for the tables of the documentation.
 """
 
 from __future__ import annotations
@@ -16,16 +17,35 @@ import pluggy
 from polymmu.description.model import KernelChoice
 from polymmu.errors import PluginMistake, UserMistake
 from polymmu.hooks import ArchKernel
+from polymmu.mm.clusters import ClusterScan
 from polymmu.mm.gather import LinkedGather
+from polymmu.mm.interval_tree import IntervalTrees
+from polymmu.mm.move import Extents
+from polymmu.mm.pgtables import VmaList
+from polymmu.mm.prio_tree import PrioTrees
+from polymmu.mm.ptlock import SplitTableLocks
+from polymmu.mm.recheck import CacheRecheck
+from polymmu.mm.truncate import RestartCount
+from polymmu.mm.zap import ZapWork
 from polymmu.plugins import installed, load, suggestion
 
-__all__ = ["GROUP", "VARIANTS", "Variants", "chosen", "hookimpl"]
+__all__ = ["GROUP", "VARIANTS", "Variants", "chosen", "classes", "hookimpl"]
 
 GROUP = "polymmu.plugin"
 hookspec = pluggy.HookspecMarker("polymmu_variants")
 hookimpl = pluggy.HookimplMarker("polymmu_variants")
 
-VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {"gather": {"linked": LinkedGather}}
+VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
+    "free_pgtables": {"vma_list": VmaList},
+    "page_table_lock": {"split": SplitTableLocks},
+    "cluster_scan": {"lockbreak": ClusterScan},
+    "gather": {"linked": LinkedGather},
+    "rmap_tree": {"interval": IntervalTrees, "prio": PrioTrees},
+    "unmap_vmas": {"work": ZapWork},
+    "truncate": {"restart-count": RestartCount},
+    "fault_recheck": {"cache": CacheRecheck},
+    "mremap": {"extents": Extents},
+}
 """The core's own, by axis and name."""
 
 
@@ -36,7 +56,8 @@ class VariantSpec:
     def kernel_variants(self) -> Mapping[str, Mapping[str, type[Any]]]:
         """Called when a machine file chooses a variant that the core does not have. Classes by axis and name.
 
-        Axes are keys of the ``kernel:`` section (``gather``). A name that another plugin has too is refused.
+        Axes are keys of the ``kernel:`` section (``gather``, ``free_pgtables``). A name that another plugin has too is
+        refused.
         """
         raise NotImplementedError
 
@@ -45,14 +66,26 @@ class VariantSpec:
 class Variants:
     """One machine's, each made and ready."""
 
+    cluster_scan: ClusterScan
     gather: LinkedGather
+    free_pgtables: VmaList
+    page_table_lock: SplitTableLocks
+    rmap_tree: IntervalTrees | PrioTrees
+    unmap_vmas: ZapWork
+    truncate: RestartCount
+    fault_recheck: CacheRecheck
+    mremap: Extents
 
 
 def chosen(kernel: ArchKernel) -> Variants:
-    """What the kernel's description asks for. Raises UserMistake for a name nobody offers, and for choices that make
-    no sense together; PluginMistake for a plugin that does not load."""
-    choice = kernel.description.kernel
-    return Variants(**{axis: _class_of(axis, getattr(choice, axis), choice)(kernel) for axis in VARIANTS})
+    """What the kernel's description asks for, made. Raises UserMistake for a name nobody offers, and for choices that
+    make no sense together; PluginMistake for a plugin that does not load."""
+    return Variants(**{axis: variant(kernel) for axis, variant in classes(kernel.description.kernel).items()})
+
+
+def classes(choice: KernelChoice) -> dict[str, type[Any]]:
+    """What a ``kernel:`` section asks for, by axis. Raises as ``chosen`` does."""
+    return {axis: _class_of(axis, getattr(choice, axis), choice) for axis in VARIANTS}
 
 
 def _class_of(axis: str, name: str, choice: KernelChoice) -> type[Any]:

@@ -1,4 +1,8 @@
-"""Earlier generations of the mm algorithms, chosen by name in a machine file's ``kernel:`` section."""
+"""Earlier generations of the mm algorithms, and known bugs, chosen by name in a machine file's ``kernel:`` section.
+
+A generation is called as Linux called it. A known bug is called ``bug-NUMBER``, with a letter where one number has
+several, on the axis whose step it gets wrong; all else about it is as today.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,58 @@ from collections.abc import Mapping
 from typing import Any
 
 from polymmu.variants import hookimpl
-from polymmu_history.gather import PercpuGather, StackGather
+from polymmu_history import known_bugs
+from polymmu_history.clusters import ReschedulingScan
+from polymmu_history.freeing import ClearPageRange, ClearPageTables
+from polymmu_history.freeing_bugs import FREEING_BUGS
+from polymmu_history.gather import PercpuGather, StackGather, StackPostedGather
+from polymmu_history.linked import Linked30Gather, Linked38Gather, Linked315Gather, Linked413Gather
+from polymmu_history.mremap import Extents32, Extents49, Extents2615, OnePage, OnePageUnlocked
+from polymmu_history.ptlock import MmTableLock
+from polymmu_history.recheck import CountRecheck, PageLockRecheck
+from polymmu_history.truncate import MutexTruncate, NoBreak, RestartCount2004, RestartVma
+from polymmu_history.vma_trees import NarrowPrioTrees, VmaLists
+from polymmu_history.zap import ZapBlocks, ZapWork2005
 
-__all__ = ["PercpuGather", "StackGather", "kernel_variants"]
+__all__ = ["MmTableLock", "PercpuGather", "StackGather", "kernel_variants"]
 
 
 @hookimpl
 def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
-    """The generations of the gather."""
-    return {"gather": {"percpu": PercpuGather, "stack": StackGather}}
+    """The generations by axis and name, oldest first."""
+    return {
+        "gather": {
+            "percpu": PercpuGather,
+            "stack-posted": StackPostedGather,
+            "stack": StackGather,
+            "linked-3.0": Linked30Gather,
+            "linked-3.8": Linked38Gather,
+            "linked-3.15": Linked315Gather,
+            "linked-4.13": Linked413Gather,
+        },
+        "free_pgtables": {
+            "clear_page_tables": ClearPageTables,
+            "clear_page_range": ClearPageRange,
+            **FREEING_BUGS,
+        },
+        "page_table_lock": {"mm": MmTableLock},
+        "unmap_vmas": {"blocks": ZapBlocks, "zap-work": ZapWork2005},
+        "truncate": {
+            "no-break": NoBreak,
+            "restart-vma": RestartVma,
+            "restart-count-2004": RestartCount2004,
+            "mutex": MutexTruncate,
+            **known_bugs.TRUNCATE,
+        },
+        "fault_recheck": {"count": CountRecheck, "page-lock": PageLockRecheck},
+        "mremap": {
+            "one-page-unlocked": OnePageUnlocked,
+            "one-page": OnePage,
+            "extents-2.6.15": Extents2615,
+            "extents-3.2": Extents32,
+            "extents-4.9": Extents49,
+            **known_bugs.MREMAP,
+        },
+        "rmap_tree": {"list": VmaLists, "prio-narrow": NarrowPrioTrees},
+        "cluster_scan": {"resched": ReschedulingScan},
+    }

@@ -96,15 +96,15 @@ def refusal(load: Load) -> Callable[..., str]:
 
 
 @pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, str], None]:
-    """Make a distribution that brings the package ``package`` of machines; hide what is installed."""
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Make a distribution that brings the package ``package`` of machines (``group``); hide what is installed."""
     points: list[EntryPoint] = []
 
-    def add(distribution: str, package: str) -> None:
+    def add(distribution: str, package: str, group: str = "polymmu.machines") -> None:
         info = tmp_path / f"{distribution}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[polymmu.machines]\n{distribution} = {package}\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{distribution} = {package}\n")
         points.extend(PathDistribution(info).entry_points)
 
     monkeypatch.setattr(plugins, "entry_points", lambda group: [p for p in points if p.group == group])

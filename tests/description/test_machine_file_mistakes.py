@@ -13,7 +13,7 @@ from polymmu.errors import UserMistake
 Refusal = Callable[..., str]
 
 HEAD = "name: m\narch: toy\nmemory: 1 GiB\n"
-TOP = "machine, name, summary, arch, cpus, memory, kernel, tlbs, walk_caches, costs, seed, toy"
+TOP = "machine, name, summary, arch, cpus, memory, swap, kernel, tlbs, walk_caches, costs, seed, toy"
 TLB = "level, holds, page_sizes, entries, ways, replacement, hit_cycles"
 
 
@@ -58,7 +58,7 @@ def tlb(**changes: str) -> str:
         (HEAD + "cpus: [1]\n", "f.yaml:4:7: cpus: found a list, expected one value"),
         (HEAD + "cpus:\n", "f.yaml:4:1: cpus: no value, and nothing inherited that null could take away"),
         (HEAD + "costs: 5\n", "f.yaml:4:8: costs: found '5', expected a mapping"),
-        (HEAD + "kernel: '3.0'\n", "f.yaml:4:9: kernel: found '3.0', expected a mapping; this version knows no presets by release"),
+        (HEAD + "kernel: [linked]\n", "f.yaml:4:9: kernel: found a list, expected a mapping, or a release such as \"2.6.11\""),
         (HEAD + "tlbs: [L1]\n", "f.yaml:4:7: tlbs: found a list, expected a mapping by name"),
         (HEAD + "tlbs: {L.1: {}}\n", "f.yaml:4:8: tlbs: 'L.1' is not a name (letters, digits, - and _)"),
         (HEAD + 'summary: "two\\nlines"\n', "f.yaml:4:10: summary: not one line of printable text"),

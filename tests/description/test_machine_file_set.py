@@ -51,7 +51,7 @@ def test_null_takes_a_part_away(load: Callable[..., MachineDescription]) -> None
     [
         ("tlbs.L2.entires=8", "tlbs.L2: unknown key 'entires' (known: level, holds, page_sizes, entries, ways, replacement, hit_cycles); did you mean 'entries'?"),
         ("tlbs.L22.entries=8", "tlbs.L22: missing 'level', 'page_sizes', 'ways'; did you mean 'L2'?"),
-        ("tlb.L2.entries=8", "unknown key 'tlb' (known: machine, name, summary, arch, cpus, memory, kernel, tlbs, walk_caches, costs, seed, toy); did you mean 'tlbs'?"),
+        ("tlb.L2.entries=8", "unknown key 'tlb' (known: machine, name, summary, arch, cpus, memory, swap, kernel, tlbs, walk_caches, costs, seed, toy); did you mean 'tlbs'?"),
         ("toy.level=5", "toy: unknown key 'level' (known: levels, tagged, paging, banks, hole); did you mean 'levels'?"),
         ("cpus=0", "cpus: 0 is less than 1"),
         ("cpus.x=1", "cpus: found a mapping, expected one value"),
@@ -67,7 +67,7 @@ def test_null_takes_a_part_away(load: Callable[..., MachineDescription]) -> None
         ("cpus=", "no value after '='; to take the key away write cpus=null"),
         ("cpus=[", "not YAML: expected the node content, but found '<stream end>' while parsing a flow node"),
         ("cpus=*x", "alias '*x' names nothing above; anchors are written '&x'"),
-        ("extends=x", "unknown key 'extends' (known: machine, name, summary, arch, cpus, memory, kernel, tlbs, walk_caches, costs, seed, toy)"),
+        ("extends=x", "unknown key 'extends' (known: machine, name, summary, arch, cpus, memory, swap, kernel, tlbs, walk_caches, costs, seed, toy)"),
     ],
 )  # fmt: skip
 def test_a_mistake_names_the_option_as_it_was_typed(

@@ -60,7 +60,7 @@ def check_links(mm: mm_struct) -> None:
         assert vma.vm_start < vma.vm_end
         assert prev is None or prev.vm_end <= vma.vm_start
         if vma.vm_file is not None:
-            assert vma.vm_file.mapping.i_mmap[vma.slot] is vma
+            assert vma in vma.vm_file.mapping.i_mmap
         prev = vma
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from polymmu.events import Observer
 from polymmu.hooks import ArchKernel
 from polymmu.mm.gather import tlb_finish_mmu, tlb_gather_mmu
-from polymmu.mm.pgtables import free_pgd_range, free_pgtables, table_is_free, within_neighbours
+from polymmu.mm.pgtables import VmaList, free_pgd_range
 from polymmu.mm.tables import alloc_entry
 from polymmu.mm.vma import detach_vmas, vmas_of
 from polymmu.structs import mm_struct
@@ -18,6 +18,9 @@ from tests.mm.toy import ARCHES, PAGE, PMD, PUD, TOP, add_vma, boot, live_tables
 MIB, GIB = 1 << 20, 1 << 30
 KIB4 = 4096
 WORD = 1 << 64
+
+RULES = VmaList(boot())
+within_neighbours, table_is_free = RULES.within_neighbours, RULES.table_is_free
 
 
 def with_tables(mm: mm_struct, start: int, end: int) -> None:
@@ -41,7 +44,7 @@ def remove(mm: mm_struct, removed: list[tuple[int, int]]) -> None:
     ceiling = following.vm_start if following is not None else 0
     detach_vmas(mm, first, removed[-1][1])
     tlb = tlb_gather_mmu(mm)
-    free_pgtables(tlb, first, floor, ceiling)
+    mm.kernel.variants.free_pgtables.free_pgtables(tlb, first, floor, ceiling)
     tlb_finish_mmu(tlb, removed[0][0], removed[-1][1])
     for vma in list(vmas_of(first)):
         mm.kernel.vmas.free(vma)

@@ -31,7 +31,7 @@ from polymmu.mm.mremap import do_mremap
 from polymmu.mm.pagecache import new_file, put_file
 from polymmu.mm.truncate import do_truncate
 from polymmu.mm.vma import find_vma
-from polymmu.structs import VM_SHARED, VM_WRITE, File, mm_struct
+from polymmu.structs import VM_ACCOUNT, VM_SHARED, VM_WRITE, File, mm_struct
 from tests.mm.programs import PAGE, RIGHTS, check_links
 from tests.mm.toy import ARCHES, boot, state
 
@@ -316,6 +316,23 @@ class Programs(RuleBasedStateMachine):
             }
             assert mapped == {page: known.rights for page, known in model.items()}
             assert mm.anon_rss == sum(known.own is not None for known in model.values())
+
+    @invariant()
+    def what_is_committed_is_what_could_be_asked_for(self) -> None:
+        """Each private page that may be written, or that is the program's own and could become so, is charged once."""
+        if not hasattr(self, "mms"):
+            return
+        vmas = [vma for mm in self.mms for vma in mm.vmas.values()]
+        for vma in vmas:
+            if vma.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE:
+                assert vma.vm_flags & VM_ACCOUNT
+            if vma.vm_flags & VM_SHARED:
+                assert not vma.vm_flags & VM_ACCOUNT
+        shared = {
+            vma.vm_file.mapping.slot: vma.vm_file for vma in vmas if vma.vm_file and vma.vm_file.anonymous
+        }
+        pages = sum(vma.vm_end - vma.vm_start for vma in vmas if vma.vm_flags & VM_ACCOUNT) // PAGE
+        assert self.kernel.vm_committed == pages + sum(file.committed for file in shared.values())
 
     def teardown(self) -> None:
         if not hasattr(self, "mms"):

@@ -6,6 +6,7 @@ import pytest
 
 from polymmu.errors import SegmentationFault, SyscallError
 from polymmu.hooks import ArchKernel
+from polymmu.mm.anon_vma import anon_vma_clone
 from polymmu.mm.copy import copy_page_range
 from polymmu.mm.mm import activate, mmput
 from polymmu.mm.move import move_page_tables
@@ -26,6 +27,7 @@ from tests.mm.toy import (
     load,
     new_mm,
     pte_at,
+    pte_lock_held,
     state,
     store,
     touch,
@@ -39,9 +41,7 @@ def forked(parent: mm_struct) -> mm_struct:
     child = new_mm(kernel)
     for vma in list(parent.vmas.values()):
         copy = add_vma(child, vma.vm_start, vma.vm_end, vma.vm_flags, file=vma.vm_file, pgoff=vma.vm_pgoff)
-        if vma.anon_vma is not None:
-            vma.anon_vma.references += 1
-        copy.anon_vma = vma.anon_vma
+        anon_vma_clone(copy, vma)
         copy_page_range(child, parent, vma)
     kernel.ops.flush_tlb_mm(parent)
     return child
@@ -172,10 +172,13 @@ def test_a_table_is_not_hooked_over_one_that_is_there(mm: mm_struct) -> None:
 
 def test_old_translations_are_flushed_before_the_lock_is_dropped(mm: mm_struct) -> None:
     kernel: ArchKernel = mm.kernel
-    held: list[bool] = []
-    kernel.events.shootdown = lambda mm, kind, cpus: held.append(mm.page_table_lock.held)  # type: ignore[method-assign]
+    held: list[tuple[bool, bool]] = []
+    target = iter((4 * PUD + PAGE, 4 * PUD + PMD))
+    kernel.events.shootdown = lambda mm, kind, cpus: held.append(  # type: ignore[method-assign]
+        (pte_lock_held(mm, PUD), pte_lock_held(mm, next(target)))
+    )
     moved(mm, PUD, 4 * PUD + PAGE, PMD)
-    assert held == [True, True]  # one per extent
+    assert held == [(True, True)] * 2  # one per extent; both tables' locks
 
 
 def test_a_move_without_memory_says_how_far_it_came() -> None:
@@ -185,7 +188,7 @@ def test_a_move_without_memory_says_how_far_it_came() -> None:
     for page in range(64):
         touch(mm, page * PAGE)
     count = iter(range(100))
-    kernel.free.fail_next = lambda what: what == "table" and next(count) == 3
+    kernel.free.fail_next = lambda what: what.startswith("table.") and next(count) == 3
     done = move_page_tables(source, 0, target, 4 * PUD + PAGE, 4 * PMD)
     assert done == 2 * PMD - PAGE  # the pmd table and two page tables were to be had
     assert move_page_tables(target, 4 * PUD + PAGE, source, 0, done) == done

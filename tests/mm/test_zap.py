@@ -30,6 +30,7 @@ from tests.mm.toy import (
     load,
     new_mm,
     pte_at,
+    pte_lock_held,
     state,
     store,
     touch,
@@ -97,7 +98,7 @@ class LockAtFlush(Observer):
         self.held: list[bool] = []
 
     def gather_flush(self, mm: mm_struct, pages: int, tables: int) -> None:
-        self.held.append(mm.page_table_lock.held)
+        self.held.append(pte_lock_held(mm, 0))
 
 
 @pytest.mark.parametrize(("access", "below_the_lock"), [("store", True), ("load", False)])
@@ -151,7 +152,7 @@ def test_somebody_who_wants_the_cpu_gets_it_between_two_chunks(monkeypatch: pyte
     left: list[int] = []
 
     def give_way(sched: Sched) -> None:
-        assert not mm.page_table_lock.held
+        assert not pte_lock_held(mm, 0)
         left.append(mm.anon_rss)
 
     monkeypatch.setattr(Sched, "cond_resched", give_way)

@@ -17,7 +17,7 @@ from polymmu.boot import Vectors, boot_kernel
 from polymmu.description.model import KernelChoice, MachineDescription, TlbSpec, WalkCacheSpec
 from polymmu.events import Observer
 from polymmu.hardware.cpu import Cpu
-from polymmu.hardware.entry import Access, EntryFormat, Field, Privilege, WalkFault
+from polymmu.hardware.entry import Access, EntryFormat, Field, Privilege, SoftEntry, WalkFault
 from polymmu.hardware.layout import RadixLayout
 from polymmu.hardware.ram import REFCOUNT
 from polymmu.hardware.walk import RadixTranslation
@@ -25,9 +25,10 @@ from polymmu.hooks import ArchKernel, hookimpl
 from polymmu.mm.fault import handle_mm_fault
 from polymmu.mm.frames import lru_add_drain
 from polymmu.mm.mm import activate, mm_alloc
-from polymmu.mm.tables import find_entry, pfn_of, read_entry, read_pte
+from polymmu.mm.tables import find_entry, pfn_of, read_entry, read_pte, table_at
 from polymmu.mm.vma import vma_alloc, vma_link
 from polymmu.registry import Arch, resolve
+from polymmu.sched.locks import Spinlock
 from polymmu.structs import (
     VM_EXEC,
     VM_READ,
@@ -60,6 +61,7 @@ class Toy:
     soft = 1
     empty = 0
     none = refused = 32  # a page without rights, present to the core alone
+    file = SoftEntry(mask=1 | 32 | 64, on=64, parts=(((12, 20),),))
     top = TOP
 
     @property
@@ -94,6 +96,7 @@ class Toy:
             dirty=self.dirty,
             empty=self.empty,
             prot_none=Field(self.refused, self.refused),
+            file=self.file,
         )
 
     @hookimpl
@@ -158,6 +161,7 @@ class Odd(Toy):
     empty = 0x400
     none = 0x400 | 0x200 | 0x100 | 0x40 | 1
     refused = 0x400 | 1
+    file = SoftEntry(mask=0x400 | 3, on=0x400 | 2, parts=(((12, 20),),), empty=0x400)
 
 
 TOY: Arch = resolve("toy", Toy())
@@ -239,6 +243,12 @@ def pte_at(mm: mm_struct, addr: int) -> int:
     return read_pte(mm, ptep) if ptep >= 0 else empty
 
 
+def pte_lock_held(mm: mm_struct, addr: int) -> bool:
+    """Whether somebody holds the lock of ``addr``'s pte; its table is there."""
+    lock: Spinlock = mm.kernel.variants.page_table_lock.lock_of(mm, table_at(mm, find_entry(mm, addr)))
+    return lock.held
+
+
 def frame_at(mm: mm_struct, addr: int) -> int:
     """The frame mapped at ``addr``, -1 where none is."""
     shape = mm.kernel.shape
@@ -313,4 +323,5 @@ def state(kernel: ArchKernel) -> SimpleNamespace:
         mappings=kernel.mappings.live,
         anon_vmas=kernel.anon_vmas.live,
         on_lru=int(kernel.free.lru[2]),
+        committed=kernel.vm_committed,
     )

@@ -18,7 +18,7 @@ def referee() -> Iterator[Referee]:
     if reason:
         pytest.skip(reason)
     with Zygote() as zygote:
-        yield Referee(zygote, Machine.from_file("x86_64"))
+        yield Referee(zygote, Machine.from_file("x86_64", sets=["kernel.overcommit=heuristic"]))
 
 
 @pytest.fixture

@@ -107,14 +107,22 @@ class Twin:
         grows_down: bool = False,
     ) -> None:
         """A fixed anonymous mapping; it replaces what was there."""
-        flags = MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE  # noreserve: rule accounting
+        noreserve = length > 1 << 30  # rule accounting
+        flags = MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE * noreserve
         flags |= MAP_SHARED if shared else MAP_PRIVATE
         flags |= MAP_POPULATE * populate | MAP_GROWSDOWN * grows_down
         self._both(
             f"mmap({at:#x}, {length:#x}, {prot!r}, {shared=}, {populate=}, {grows_down=})",
             lambda: self.real.syscall(NR_MMAP, at, length, protection(prot), flags, -1, 0),
             lambda: self.mm.mmap(
-                length, prot, at=at, fixed=True, shared=shared, populate=populate, grows_down=grows_down
+                length,
+                prot,
+                at=at,
+                fixed=True,
+                shared=shared,
+                populate=populate,
+                grows_down=grows_down,
+                noreserve=noreserve,
             ),
         )
         if populate:

@@ -142,6 +142,48 @@ def test_fork_needs_the_parents_flush() -> None:
     assert tally(made, "fork") == {"issued": 1, "needed": 1, "redundant": 0, "missing": 0}
 
 
+def test_a_flush_belongs_to_the_task_that_asked_for_it_while_another_sleeps_in_a_call() -> None:
+    """munmap of a file's page waits for the lock of the file's vmas; meanwhile another program's mprotect flushes two
+    CPUs, the second of them by an interrupt."""
+    made = Machine.from_file("x86_64", sets=["cpus=2", "memory=64 MiB"], driver="timed")
+    file = made.new_file(PAGE)
+    sleeper, other = made.new_mm(), made.new_mm()
+    at = other.mmap(PAGE)
+    lock = file.file.mapping.i_mmap_lock
+
+    def unmaps() -> None:
+        va = sleeper.mmap(PAGE, file=file, shared=True)
+        made.cpus[0].load(va, 1)
+        made.sleep(10_000)
+        sleeper.munmap(va, PAGE)  # waits from here on
+
+    def holds() -> None:
+        made.sleep(8000)
+        lock.lock()
+        made.sleep(200_000)
+        lock.unlock()
+
+    def protects() -> None:
+        made.cpus[0].store(at, b"x")
+        made.sleep(60_000)
+        made.cpus[0].load(at, 1)
+        other.mprotect(at, PAGE, "r")
+
+    def stays() -> None:
+        made.sleep(30_000)
+        made.cpus[1].load(at, 1)
+        made.work(150_000)
+
+    made.spawn("unmaps", 0, sleeper, unmaps)
+    made.spawn("holds", 1, None, holds)
+    made.spawn("protects", 0, other, protects)
+    made.spawn("stays", 1, other, stays)
+    made.run_tasks()
+    assert tally(made, "mprotect") == {"issued": 2, "needed": 2, "redundant": 0, "missing": 0}
+    assert tally(made, "munmap")["missing"] == 0
+    assert "fault" not in made.report().to_dict()["flushes"]["by_call"]
+
+
 @pytest.mark.parametrize("calls", [1, 3])
 def test_totals_are_the_sums_over_the_kinds(calls: int) -> None:
     made = machine()

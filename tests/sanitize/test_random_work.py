@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
+from polymmu.conformance.races import race_of_walkers
 from polymmu.machine import Machine
 from polymmu.structs import mmu_gather
-from tests.sanitize.random_work import finished, machine, race_of_walkers, solo_run, timed_run
+from tests.sanitize.random_work import Points, finished, machine, solo_run, timed_run
 
 MACHINES = ("x86", "x86-pae", "x86_64", "ia64", "ppc64", "s390-31", "s390", "sparc64")
 
@@ -31,12 +32,40 @@ def test_nothing_is_found_in_correct_work(run: Callable[[str, int], Machine], na
     nothing_found(run(name, 1))
 
 
+GENERATIONS = (
+    (),
+    ("kernel.gather=percpu", "kernel.i_mmap_lock=spin"),
+    ("kernel.gather=stack",),
+    ("kernel.table_free=rcu",),
+    ("kernel.gather_batch=8", "kernel.zap_block=8"),
+    ("kernel.i_mmap_lock=spin",),
+)
+"""Ways to gather, to free tables and to lock, each right on every architecture."""
+
+
+@pytest.mark.parametrize("sets", GENERATIONS[1:], ids=" ".join)
+@pytest.mark.parametrize("name", ["x86_64", "ppc64"])
+def test_nothing_is_found_in_any_generation(name: str, sets: tuple[str, ...]) -> None:
+    nothing_found(timed_run(name, 4, 30, sets))
+
+
+MILLION = 1_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in MACHINES if name != "s390-31"])
+def test_nothing_is_found_in_a_million_timed_steps(name: str) -> None:
+    points, seed = Points(), 0
+    while points.n < MILLION:
+        nothing_found(timed_run(name, seed, 250, GENERATIONS[seed % len(GENERATIONS)], points))
+        seed += 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MACHINES)
 def test_nothing_is_found_in_much_correct_work(name: str) -> None:
     for seed in range(2, 20):
         nothing_found(solo_run(name, seed))
-        nothing_found(timed_run(name, seed))
 
 
 def test_two_runs_of_one_seed_are_alike() -> None:
@@ -49,7 +78,7 @@ def test_two_runs_of_one_seed_are_alike() -> None:
 def test_lockless_walkers_are_safe_as_each_architecture_protects_them(name: str) -> None:
     for seed in range(3):
         made = machine(name, 3, seed, "timed")
-        race_of_walkers(made, seed)
+        race_of_walkers(made, seed, 1 << 30)
         nothing_found(finished(made))
 
 
@@ -64,7 +93,7 @@ class FailOnce:
         return what == self.what and not self.left
 
 
-SITES = ("anon", "file", "table", "gather")
+SITES = ("anon", "file", "table.pte", "gather", "vm_area_struct", "anon_vma")
 
 
 @pytest.mark.parametrize("what", SITES)
@@ -91,7 +120,7 @@ def test_tables_freed_without_a_grace_period_are_walked_into_where_flushes_inter
     broken = set()
     for seed in range(12):
         made = machine("ppc64", 3, seed, "timed", tables_need_rcu=lambda: False)
-        race_of_walkers(made, seed)
+        race_of_walkers(made, seed, 1 << 30)
         broken |= found(finished(made))
     assert broken == {"INV-WALK"}
 
@@ -100,7 +129,7 @@ def test_interrupts_on_let_a_flush_end_while_a_walker_is_inside() -> None:
     broken = set()
     for seed in range(12):
         made = machine("x86_64", 3, seed, "timed", gup_fast_begin=lambda: True, gup_fast_end=lambda: None)
-        race_of_walkers(made, seed)
+        race_of_walkers(made, seed, 1 << 30)
         broken |= found(finished(made))
     assert broken == {"INV-WALK"}
 
@@ -110,4 +139,4 @@ def test_a_flush_that_forgets_the_other_cpus_is_found() -> None:
         tlb.mm.kernel.sched.cpu.invalidate(asid=None, walk_caches="all")
 
     made = timed_run("x86_64", 2, tlb_flush=on_this_cpu_only)
-    assert found(made) == {"INV-TLB", "INV-PERM"}
+    assert found(made) == {"INV-TLB", "INV-PERM", "INV-COW"}

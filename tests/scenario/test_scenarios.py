@@ -312,3 +312,61 @@ def test_validate_knows_machines_from_scenarios(tmp_path: Path, capsys: pytest.C
     captured = capsys.readouterr()
     assert captured.out == f"{good}: fine\n"
     assert f"{bad}:15:9: " in captured.err
+
+
+# ------------------------------------------------------------------ huge pages, the heap, pages that come and go
+def test_a_step_maps_huge_pages() -> None:
+    text = doing(
+        "mmap: {at: 4pmd, length: 2pmd, huge: 2 MiB}",
+        "touch: {at: 4pmd, length: 1p}",
+        "load: {at: 6pmd, may: segv}",
+    )
+    report = run(text)
+    assert "finding" not in report
+    assert report["faults"]["minor"] == 1
+    assert report["pages"]["peak"] >= 512
+
+
+def test_the_heap_grows_and_shrinks() -> None:
+    report = run(doing("brk: {length: 4p}", "brk: {length: 1p}", "brk: {length: 0p}"))
+    assert "finding" not in report
+    assert report["mm_calls"]["brk"] == 3
+
+
+def test_a_step_swaps_out_what_a_later_one_brings_back() -> None:
+    head = "machine: {cpus: 1, swap: 16 MiB}\n"
+    text = doing(
+        "touch: {at: 16p, length: 4p}", "swap_out: {at: 16p, length: 4p}", "touch: {at: 17p, length: 2p}"
+    ).replace("machine: {cpus: 2}\n", head)
+    assert run(text)["swap"] == {"out": 4, "in": 2, "slots": 4095, "used": 0}
+
+
+def test_a_step_reclaims_from_a_kernel_thread() -> None:
+    text = doing("touch: {at: 16p, length: 4p}", "sleep: {cycles: 3000000}")
+    text = text.replace("machine: {cpus: 2}", "machine: {cpus: 1, swap: 16 MiB}")
+    text += "  0b:\n    do:\n      - sleep: {cycles: 500000}\n      - reclaim: {pages: 2}\n"
+    report = run(text)
+    assert "finding" not in report
+    assert report["swap"]["out"] == 2
+
+
+def test_swapping_out_needs_an_area() -> None:
+    report = run(doing("swap_out: {at: 16p, length: 4p}"))
+    assert report["finding"] == "cpus.0.do[0]: swap_out: this machine has no swap area (swap: 64 MiB)"
+    text = PLAIN + "  1b:\n    do:\n      - reclaim: {pages: 2}\n"
+    with pytest.raises(UserMistake) as caught:
+        run(text)
+    assert "it has no swap area" in str(caught.value)
+
+
+def test_a_step_puts_a_files_pages_in_another_order() -> None:
+    setup = (
+        "  - file: {name: f, length: 8p}\n  - mmap: {mm: a, at: 64p, length: 8p, file: f, shared: true}\n"
+        "  - remap_file_pages: {mm: a, at: 64p, length: 2p, offset: 6p}\n"
+    )
+    text = doing(
+        "truncate: {file: f, length: 4p}", "load: {at: 64p, may: segv}", "load: {at: 66p}", setup=setup
+    )
+    report = run(text)
+    assert "finding" not in report
+    assert report["scenario"]["refused_accesses"] == 1

@@ -229,5 +229,6 @@ def test_the_mm_core_keeps_one_order(driver: str) -> None:
     file.truncate(0)
     mm.exit()
     assert list(sched.lockdep.held()) == []
-    assert {"page_table_lock"} <= set(sched.lockdep.order["mmap_lock"])
-    assert "page_table_lock" in sched.lockdep.order["i_mmap_lock"]
+    assert {"page_table_lock", "pte_lock"} <= set(sched.lockdep.order["mmap_lock"])
+    assert "pte_lock" in sched.lockdep.order["i_mmap_lock"]
+    assert "pte_lock" not in sched.lockdep.order.get("page_table_lock", {})

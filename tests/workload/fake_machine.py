@@ -72,6 +72,7 @@ class FakeMm:
         offset: int = 0,
         populate: bool = False,
         grows_down: bool = False,
+        noreserve: bool = False,
         huge: int = 0,
     ) -> int:
         if at is None or not fixed:
@@ -248,5 +249,5 @@ class FakeMachine:
     def exit_mm(self) -> object:
         raise AssertionError("a solo machine has no tasks")
 
-    def wait_queue(self, name: str) -> Any:
+    def wait_queue(self, name: str, /, *, idle: bool = True) -> Any:
         raise AssertionError("a solo machine has no tasks")

@@ -13,14 +13,17 @@ Groups can be subclassed one by one. ``polymmu conformance ARCH`` runs the same 
 from polymmu.conformance.bench import Bench, NotApplicable, World, require
 from polymmu.conformance.caches import Contexts, Tlb
 from polymmu.conformance.checks import Checks, checks_of
+from polymmu.conformance.failures import Failures
 from polymmu.conformance.freeing import Gather, TableFreeing
 from polymmu.conformance.geometry import Entries, Layout, RangeWalks
 from polymmu.conformance.hardware import Faults, Walker
 from polymmu.conformance.huge import HugePages
 from polymmu.conformance.leftovers import Exit
 from polymmu.conformance.programs import Notes, Sharing
+from polymmu.conformance.races import Races
 from polymmu.conformance.random_programs import Programs
 from polymmu.conformance.run import Outcome, run
+from polymmu.conformance.soft import SoftEntries
 
 __all__ = [
     "GROUPS",
@@ -29,6 +32,7 @@ __all__ = [
     "Contexts",
     "Entries",
     "Exit",
+    "Failures",
     "Faults",
     "Gather",
     "HugePages",
@@ -37,8 +41,10 @@ __all__ = [
     "Notes",
     "Outcome",
     "Programs",
+    "Races",
     "RangeWalks",
     "Sharing",
+    "SoftEntries",
     "Suite",
     "TableFreeing",
     "Tlb",
@@ -64,6 +70,9 @@ GROUPS: tuple[type[Checks], ...] = (
     HugePages,
     Exit,
     Programs,
+    SoftEntries,
+    Races,
+    Failures,
 )
 """Every group, in the order of the ladder that an author climbs."""
 

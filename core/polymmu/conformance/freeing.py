@@ -309,6 +309,19 @@ class TableFreeing(Checks):
         mm.exit()
         require(world.held() == before, f"held before {before}, after {world.held()}")
 
+    def test_a_stack_that_moves_takes_its_tables_along(self, bench: Bench) -> None:
+        layout = bench.shape.layout
+        span = layout.span_of(layout.pmd_level)
+        for shift in (layout.page_size, span, 2 * span + layout.page_size):
+            world = bench.world()
+            bare = tables_in_memory(world.machine.new_mm().struct)
+            mm = world.program().exec(arguments=2, stack_shift=shift)
+            end = world.machine.stack_top - shift
+            wanted = bare | tables_for(mm.struct, end - 2 * world.page, end)
+            now = tables_in_memory(mm.struct)
+            require(now == wanted, f"a stack moved down by {shift:#x} has tables {now}, needs {wanted}")
+            mm.exit()
+
     def test_neighbours_in_one_table_keep_it(self, bench: Bench) -> None:
         layout = bench.shape.layout
         if layout.pte_level < 1:

@@ -200,9 +200,9 @@ class Layout(Checks):
         raise AssertionError("root_of took 'no such space' for an address space")
 
 
-def fields_of(format: EntryFormat) -> Iterator[tuple[str, Field]]:
-    """The properties the core may change, those that the format has."""
-    for name in ("write", "accessed", "dirty"):
+def fields_of(format: EntryFormat, value: int) -> Iterator[tuple[str, Field]]:
+    """The properties the core may change in ``value``, those that the format has; rights only where it has some."""
+    for name in ("write", "accessed", "dirty") if format.present.test(value) else ("accessed", "dirty"):
         field: Field | None = getattr(format, name)
         if field is not None and field.mask:
             yield name, field
@@ -262,13 +262,13 @@ class Entries(Checks):
         frame = 3 << shape.pfn_shift
         for prot in shape.protections:
             value = prot | frame
-            for name, field in fields_of(pte):
+            for name, field in fields_of(pte, value):
                 for other in (field.set(value), field.clear(value)):
                     require(
                         pte.frame_of(other) == pte.frame_of(value), f"{name} changes the frame of {value:#x}"
                     )
                     require(pte.is_mapped(other), f"{name} unmaps {value:#x}")
-                    for unlike, kept in fields_of(pte):
+                    for unlike, kept in fields_of(pte, value):
                         if unlike != name and not field.mask & kept.mask:
                             require(
                                 kept.test(other) == kept.test(value), f"{name} changes {unlike} of {value:#x}"

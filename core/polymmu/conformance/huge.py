@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from polymmu.conformance.bench import ACCESSES, Bench, NotApplicable, require
+from polymmu.conformance.bench import ACCESSES, Bench, NotApplicable, require, tables_in_memory
 from polymmu.conformance.caches import filled
 from polymmu.conformance.checks import Checks
 from polymmu.errors import SyscallError
@@ -210,6 +210,31 @@ class HugePages(Checks):
                 raise AssertionError(
                     f"a huge mapping of {length:#x} bytes at {at:#x} was accepted, size {size:#x}"
                 )
+
+    def test_a_munmap_over_small_and_huge_pages_leaves_no_table(self, bench: Bench) -> None:
+        for size in sizes_of(bench):
+            world = bench.world(memory=8 * size)
+            mm = world.program()
+            before = tables_in_memory(mm.struct)
+            low = huge_map(mm, 2 * size, size)
+            high = low + 2 * size
+            world.cpus[0].store(low, b"h")
+            world.cpus[0].store(high - 1, b"h")
+            for at in (low - world.page, high):
+                try:
+                    mm.mmap(world.page, at=at, fixed=True)
+                except SyscallError:
+                    continue  # no place for a small page
+                world.cpus[0].store(at, b"s")
+                low, high = min(low, at), max(high, at + world.page)
+            mm.munmap(low, high - low)
+            left = tables_in_memory(mm.struct) - before
+            require(not left, f"munmap of [{low:#x}, {high:#x}) left tables {sorted(left)}")
+            require(
+                sum(mm.struct.nr_tables[1:]) == len(tables_in_memory(mm.struct)),
+                f"munmap of [{low:#x}, {high:#x}) left nr_tables at {mm.struct.nr_tables}",
+            )
+            mm.exit()
 
 
 def sizes_of(bench: Bench) -> Iterator[int]:

@@ -73,6 +73,10 @@ MAY_SURVIVE: dict[tuple[str, str], str] = {
         )
     },
     ("update_mmu_cache", "left out"): f"{SPEED}: the translation is found at the retry",
+    **{
+        ("enter_lazy_tlb", how): f"{SPEED}: a lazy CPU is then flushed like one that runs the mm"
+        for how in ("left out", "does nothing")
+    },
     ("enter_lazy_mmu", "left out"): f"{SPEED}: updates are then done one by one",
     ("tables_need_rcu", "left out"): "needed by lockless walkers only, and none runs beside one program",
 }

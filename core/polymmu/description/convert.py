@@ -12,7 +12,7 @@ import enum
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import attrs
 
@@ -21,12 +21,13 @@ from polymmu.description.fields import Field, choices_of, fields_of, machine_fie
 from polymmu.description.mistakes import Problems, did_you_mean, shown, unknown
 from polymmu.description.model import PART_NAME, MachineDescription
 from polymmu.description.scalars import read_bool, read_int, read_text
-from polymmu.description.scenario import Scenario
 from polymmu.description.units import format_size, parse_size
 from polymmu.description.yaml_source import Node, Scalar
 from polymmu.errors import UserMistake
 
-__all__ = ["convert_machine", "convert_scenario"]
+__all__ = ["convert", "convert_machine"]
+
+Described = TypeVar("Described")
 
 
 class _Bad(enum.Enum):
@@ -74,11 +75,11 @@ def convert_machine(
     return made if isinstance(made, MachineDescription) else None
 
 
-def convert_scenario(tree: yaml_source.Mapping, problems: Problems) -> Scenario | None:
-    """The scenario that ``tree`` describes, or None with ``problems`` saying why not."""
-    converter = _Converter(problems)
-    made = converter.make(Scenario, converter.fields(fields_of(Scenario), tree, ""), tree, "")
-    return made if isinstance(made, Scenario) else None
+def convert(cls: type[Described], tree: yaml_source.Mapping, problems: Problems) -> Described | None:
+    """The ``cls`` that ``tree`` describes, or None with ``problems`` saying why not."""
+    converter, described = _Converter(problems), cast("type", cls)
+    made = converter.make(cls, converter.fields(fields_of(described), tree, ""), tree, "")
+    return made if isinstance(made, cls) else None
 
 
 def _is_arch(name: str, section_class_of: Callable[[str], type]) -> bool:
@@ -246,7 +247,8 @@ def _read_scalar(node: Scalar, type_: Any, metadata: Mapping[str, Any]) -> bool 
 
 def _checked_text(text: str, plain: bool, metadata: Mapping[str, Any]) -> str:
     try:
-        read_text(text, plain)
+        if not metadata.get("verbatim"):
+            read_text(text, plain)
     except ValueError as error:
         raise ValueError(f"{shown(text)} is {error}") from None
     pattern = metadata.get("pattern")

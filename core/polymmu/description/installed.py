@@ -1,6 +1,6 @@
-"""The machines and scenarios that come with installed distributions: packages of YAML files.
+"""The machines, scenarios and releases that come with installed distributions: packages of YAML files.
 
-Groups ``polymmu.machines`` and ``polymmu.scenarios``; a machine's name is its file's name, and so is a scenario's.
+Groups ``polymmu.machines``, ``polymmu.scenarios`` and ``polymmu.releases``; the name of each is its file's name.
 Finding them reads no file and imports nothing but the packages.
 """
 
@@ -15,16 +15,26 @@ import attrs
 from polymmu import plugins
 from polymmu.errors import UserMistake
 
-__all__ = ["GROUP", "SCENARIO_GROUP", "SUFFIX", "InstalledFile", "machine_files", "scenario_files"]
+__all__ = [
+    "GROUP",
+    "RELEASE_GROUP",
+    "SCENARIO_GROUP",
+    "SUFFIX",
+    "InstalledFile",
+    "machine_files",
+    "release_files",
+    "scenario_files",
+]
 
 GROUP = "polymmu.machines"
 SCENARIO_GROUP = "polymmu.scenarios"
+RELEASE_GROUP = "polymmu.releases"
 SUFFIX = ".yaml"
 
 
 @attrs.frozen
 class InstalledFile:
-    """Where a machine or scenario is described, and which distribution brought it."""
+    """Where a machine, scenario or release is described, and which distribution brought it."""
 
     path: Path
     distribution: str
@@ -39,6 +49,11 @@ def machine_files() -> dict[str, InstalledFile]:
 def scenario_files() -> dict[str, InstalledFile]:
     """All installed scenarios, likewise."""
     return _installed("scenario", SCENARIO_GROUP)
+
+
+def release_files() -> dict[str, InstalledFile]:
+    """All releases of Linux that installed packages have a row for, likewise."""
+    return _installed("release", RELEASE_GROUP)
 
 
 def _installed(kind: str, group: str) -> dict[str, InstalledFile]:

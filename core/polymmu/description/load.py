@@ -1,6 +1,7 @@
 """Reading machine files: from a name or a path to a checked ``MachineDescription``.
 
-The order: parse the file and whatever it extends, merge, lay ``--set`` over it, convert. So every check
+The order: parse the file and whatever it extends, merge, lay ``--set`` over it, lay the row of the release that it
+names below, convert. So every check
 sees the machine as it will run, and every message points into the file that wrote the value.
 """
 
@@ -16,9 +17,10 @@ from polymmu.description.convert import convert_machine
 from polymmu.description.installed import SUFFIX, InstalledFile, machine_files
 from polymmu.description.mistakes import Mistakes, Place, Problems, unknown
 from polymmu.description.model import MachineDescription
-from polymmu.description.overlay import apply_set, merge
+from polymmu.description.overlay import apply_set, merge, spelt_out
 from polymmu.description.plain import sha256_of, to_plain
-from polymmu.description.yaml_source import MAX_BYTES, Mapping, Node, Scalar, decode, parse_yaml
+from polymmu.description.releases import with_release
+from polymmu.description.yaml_source import Mapping, Node, Scalar, parse_yaml, read_text
 from polymmu.errors import UserMistake
 
 __all__ = [
@@ -73,8 +75,9 @@ def load_machine_text(
     reader = _Reader()
     tree = reader.extend(reader.parse(text, filename), filename, ((os.path.realpath(filename), filename),))
     if over is not None:
-        tree = merge(tree, over, reader.problems)
+        tree = merge(tree, spelt_out(over), reader.problems)
     tree = apply_set(tree, sets, reader.problems)
+    tree = with_release(tree, reader.problems)
     description = convert_machine(tree, section_class_of, reader.problems)
     reader.problems.finish()
     assert description is not None  # or there would have been a problem
@@ -126,17 +129,6 @@ def is_path(text: str) -> bool:
     return "/" in text or os.sep in text or text.endswith((SUFFIX, ".yml"))
 
 
-def read_text(path: Path, label: str) -> str:
-    """A file's text. Raises ``UserMistake`` if it cannot be read, is too long, or is not UTF-8."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise UserMistake(f"cannot be read: {reason}", place=label) from None
-    return decode(data, label)
-
-
 @attrs.define
 class _Reader:
     """Reads one machine's files; ``problems`` is what was wrong in any of them.
@@ -175,7 +167,7 @@ class _Reader:
             base = Mapping(
                 base.place, {key: item for key, item in base.items.items() if key not in _OWN_KEYS}
             )
-        return merge(base, Mapping(tree.place, items), self.problems)
+        return merge(base, spelt_out(Mapping(tree.place, items)), self.problems)
 
     def _base(self, node: Node, label: str, chain: tuple[tuple[str, str], ...]) -> Mapping:
         if not isinstance(node, Scalar) or node.is_null or not node.text.isprintable():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import attrs
 
-from polymmu.description.convert import convert_scenario
+from polymmu.description.convert import convert
 from polymmu.description.installed import SUFFIX, scenario_files
 from polymmu.description.load import is_path, read_text
 from polymmu.description.mistakes import Place, Problems, unknown
@@ -119,7 +119,7 @@ def load_scenario_text(text: str, *, filename: str) -> ScenarioFile:
                 node.place,
                 "variants: expected mappings to lay over the machine, such as buggy: {kernel: {...}}",
             )
-    scenario = convert_scenario(Mapping(tree.place, items), problems)
+    scenario = convert(Scenario, Mapping(tree.place, items), problems)
     problems.finish()
     assert scenario is not None  # or there would have been a problem
     return ScenarioFile(scenario, filename, hashlib.sha256(text.encode()).hexdigest(), over, variants)

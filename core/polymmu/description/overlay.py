@@ -8,10 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from polymmu.description.fields import fields_of
 from polymmu.description.mistakes import Place, Problems, did_you_mean, shown
+from polymmu.description.model import MachineDescription
 from polymmu.description.yaml_source import MAX_DEPTH, Mapping, Scalar, parse_yaml
 
-__all__ = ["apply_set", "merge"]
+__all__ = ["apply_set", "merge", "spelt_out"]
+
+
+def spelt_out(tree: Mapping) -> Mapping:
+    """A machine's ``tree`` with each word that is short for a mapping (``kernel: "3.0"``) written as that mapping."""
+    items = dict(tree.items)
+    for name, field in fields_of(MachineDescription).items():
+        place, node = items.get(name, (tree.place, None))
+        if "short_for" in field.metadata and isinstance(node, Scalar) and not node.is_null:
+            items[name] = (place, Mapping(node.place, {field.metadata["short_for"]: (node.place, node)}))
+    return Mapping(tree.place, items)
 
 
 def merge(base: Mapping, over: Mapping, problems: Problems, path: str = "") -> Mapping:
@@ -50,5 +62,5 @@ def apply_set(tree: Mapping, sets: Sequence[str], problems: Problems) -> Mapping
         for key in reversed(keys):
             value = Mapping(place, {key: (place, value)})
         if isinstance(value, Mapping):
-            tree = merge(tree, value, problems)
+            tree = merge(tree, spelt_out(value), problems)
     return tree

@@ -11,6 +11,7 @@ from typing import Any
 
 __all__ = [
     "ACCESSES",
+    "check_anon_vma_lock",
     "check_cache_levels",
     "check_line",
     "check_once_each",
@@ -78,6 +79,12 @@ def check_tlb_levels(machine: Any, attribute: object, tlbs: Mapping[str, Any]) -
         for level in range(1, max(levels, default=1) + 1):
             if level not in levels:
                 raise ValueError(f"no TLB of level {level} holds {access} translations")
+
+
+def check_anon_vma_lock(kernel: Any, attribute: object, lock: str) -> None:
+    """It is taken below i_mmap_lock."""
+    if lock == "mutex" and kernel.i_mmap_lock == "spin":
+        raise ValueError("a mutex cannot be waited for below i_mmap_lock, which is a spinlock; leave it out")
 
 
 def check_cache_levels(machine: Any, attribute: object, caches: Mapping[str, Any]) -> None:

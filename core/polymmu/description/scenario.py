@@ -75,6 +75,9 @@ class Mmap:
     file: str = name_of("the file behind it; left out: anonymous", "")
     offset: str = span("where in the file it begins", "0p")
     populate: bool = field(default=False, metadata=doc("all its pages at once"))
+    huge: int = field(
+        default=0, metadata=doc("of huge pages of so many bytes; 0: of base pages", unit="size", minimum=0)
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -106,6 +109,29 @@ class Madvise(Range):
     """Say what a range is good for."""
 
     advice: str = field(default="dontneed", metadata=doc("what", choices=("dontneed",)))
+
+
+@attrs.frozen(kw_only=True)
+class RemapFilePages(Range):
+    """Show other pages of the file in a part of a shared mapping."""
+
+    offset: str = span("where in the file they begin")
+    populate: bool = field(default=True, metadata=doc("bring them in at once"))
+
+
+@attrs.frozen(kw_only=True)
+class Brk:
+    """Move the end of the heap."""
+
+    mm: str = own_mm()
+    length: str = span("how long the heap is to be")
+
+
+@attrs.frozen(kw_only=True)
+class Reclaim:
+    """Free cold pages, as a kernel thread does when memory runs short."""
+
+    pages: int = field(metadata=doc("how many", minimum=1, maximum=10**6))
 
 
 @attrs.frozen(kw_only=True)
@@ -160,6 +186,26 @@ class GupFast:
 
 
 @attrs.frozen(kw_only=True)
+class Attach:
+    """Let a device use an address space beside the CPUs."""
+
+    mm: str = own_mm()
+    sleeps: bool = field(
+        default=False, metadata=doc("it takes its time to stop, so it must not be asked below a spinlock")
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Device:
+    """One access of one byte, by the device that was attached to the address space."""
+
+    mm: str = own_mm()
+    at: str = span("where")
+    access: str = field(default="load", metadata=doc("which kind", choices=("load", "store")))
+    may: str = field(default="", metadata=doc("what may come of it besides success", choices=("", "segv")))
+
+
+@attrs.frozen(kw_only=True)
 class Cycles:
     """A time."""
 
@@ -177,6 +223,12 @@ class Step:
     mprotect: Mprotect | None = field(default=None, metadata=doc("change a range's rights"))
     mremap: Mremap | None = field(default=None, metadata=doc("resize or move a mapping"))
     madvise: Madvise | None = field(default=None, metadata=doc("drop the pages of a range"))
+    remap_file_pages: RemapFilePages | None = field(
+        default=None, metadata=doc("put the pages of a shared file mapping in another order")
+    )
+    swap_out: Range | None = field(default=None, metadata=doc("write a range's pages out and free them"))
+    reclaim: Reclaim | None = field(default=None, metadata=doc("free cold pages, wherever they are mapped"))
+    brk: Brk | None = field(default=None, metadata=doc("move the end of the heap"))
     fork: Fork | None = field(default=None, metadata=doc("make a child's address space"))
     exit: Exit | None = field(default=None, metadata=doc("give an address space up"))
     load: Access | None = field(default=None, metadata=doc("read a byte"))
@@ -185,6 +237,8 @@ class Step:
     touch: Touch | None = field(default=None, metadata=doc("access every page of a range"))
     truncate: Truncate | None = field(default=None, metadata=doc("set a file's size"))
     gup_fast: GupFast | None = field(default=None, metadata=doc("look pages up without a lock"))
+    attach: Attach | None = field(default=None, metadata=doc("let a device use an address space"))
+    device: Device | None = field(default=None, metadata=doc("let the device access memory"))
     work: Cycles | None = field(default=None, metadata=doc("compute without memory"))
     sleep: Cycles | None = field(default=None, metadata=doc("sleep; other tasks may run on the CPU"))
 

@@ -122,7 +122,9 @@ def _value(type_: Any, metadata: Mapping[str, Any], partial: bool) -> Schema:
         items = _value(typing.get_args(type_)[0], metadata, partial)
         return {"type": "array", "items": items, **({} if metadata.get("repeats") else _SET)}
     if attrs.has(type_):
-        return _object(fields_of(type_), partial)
+        whole = _object(fields_of(type_), partial)
+        word = metadata.get("short_for")
+        return {"anyOf": [whole, _field(fields_of(type_)[word], False)]} if word else whole
     choices = choices_of(type_, metadata)
     if choices and metadata.get("unit") == "size":
         return {"anyOf": [{"enum": list(choices)}, {"type": "string", "pattern": SIZE_PATTERN}]}
@@ -132,7 +134,7 @@ def _value(type_: Any, metadata: Mapping[str, Any], partial: bool) -> Schema:
         return {"type": "boolean"}
     if type_ is int:
         return _number(metadata)
-    schema: Schema = {"type": "string"}
+    schema: Schema = {"type": ["string", "number"] if metadata.get("verbatim") else "string"}
     return {**schema, "pattern": f"^{metadata['pattern']}$"} if "pattern" in metadata else schema
 
 

@@ -18,6 +18,8 @@ _LIKE_A_SIZE = re.compile(r"([0-9]{1,18})(\.[0-9]{1,9})? *([bkmgt])(i?b|ytes?)?"
 
 def format_size(size: int) -> str:
     """``size`` bytes in the largest unit that divides it: ``4096`` is ``4 KiB``."""
+    if not size:
+        return "0 B"
     unit = next(name for name, factor in reversed(UNITS.items()) if size % factor == 0)
     return f"{size // UNITS[unit]} {unit}"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -20,6 +21,7 @@ import yaml
 
 from polymmu.description.mistakes import Place, Problems, shown
 from polymmu.description.scalars import is_null
+from polymmu.errors import UserMistake
 
 __all__ = [
     "MAX_BYTES",
@@ -31,6 +33,7 @@ __all__ = [
     "Sequence",
     "decode",
     "parse_yaml",
+    "read_text",
 ]
 
 MAX_BYTES = 1 << 20
@@ -73,6 +76,17 @@ Node = Scalar | Sequence | Mapping
 
 # What YAML's own character set leaves out: control characters, surrogates, a byte order mark inside the text.
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def read_text(path: Path, label: str) -> str:
+    """A file's text. Raises ``UserMistake`` if it cannot be read, is too long, or is not UTF-8."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UserMistake(f"cannot be read: {reason}", place=label) from None
+    return decode(data, label)
 
 
 def decode(data: bytes, source: str) -> str:

@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Access", "EntryFormat", "Field", "Privilege", "WalkFault"]
+__all__ = ["Access", "EntryFormat", "Field", "Privilege", "SoftEntry", "WalkFault"]
 
 
 class Access(enum.IntEnum):
@@ -77,6 +77,62 @@ ALWAYS = Field(0, 0, 0)
 
 
 @attrs.frozen(kw_only=True)
+class SoftEntry:
+    """A pte that maps no page and says where one is: ``entry & mask == on``, and it is not empty.
+
+    ``parts``: the numbers it holds, each as the (lowest bit, how many) pieces of an entry that its bits stand in,
+    lowest first. A swap entry has two, type and offset; a file pte one, the page of the file.
+    """
+
+    mask: int
+    on: int
+    parts: tuple[tuple[tuple[int, int], ...], ...]
+    empty: int = 0
+
+    def test(self, entry: int) -> bool:
+        """Whether ``entry`` is one."""
+        return entry & self.mask == self.on and entry != self.empty
+
+    def found_in(self, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """``test`` of each."""
+        found: npt.NDArray[np.bool_] = (entries & np.uint64(self.mask) == np.uint64(self.on)) & (
+            entries != np.uint64(self.empty)
+        )
+        return found
+
+    def make(self, *numbers: int) -> int:
+        """The entry that holds ``numbers``, none above its part of ``limits``."""
+        entry = self.on
+        for number, pieces in zip(numbers, self.parts, strict=True):
+            at = 0
+            for low, width in pieces:
+                entry |= (number >> at & (1 << width) - 1) << low
+                at += width
+        return entry
+
+    def split(self, entry: int) -> tuple[int, ...]:
+        """The numbers that ``entry`` holds."""
+        numbers = []
+        for pieces in self.parts:
+            number = at = 0
+            for low, width in pieces:
+                number |= (entry >> low & (1 << width) - 1) << at
+                at += width
+            numbers.append(number)
+        return tuple(numbers)
+
+    @property
+    def limits(self) -> tuple[int, ...]:
+        """The highest number that fits each part."""
+        return tuple((1 << sum(width for _, width in pieces)) - 1 for pieces in self.parts)
+
+    @property
+    def max_offset(self) -> int:
+        """The highest swap offset, or page of a file, that fits."""
+        return self.limits[-1]
+
+
+@attrs.frozen(kw_only=True)
 class EntryFormat:
     """The entries of one level.
 
@@ -95,7 +151,8 @@ class EntryFormat:
 
     For the mm core: ``empty`` (value of a cleared entry), ``prot_none`` (the core counts the entry as mapping a
     page although hardware refuses it; None: no such entries), ``special`` (mapped without a struct page; None:
-    no such bit).
+    no such bit), ``swap`` (the page is in a swap area: type, offset), ``file`` (the page is this one of the mapped
+    file, wherever the vma would have it; None of the two: this level has no such entries).
     """
 
     present: Field
@@ -120,6 +177,8 @@ class EntryFormat:
     table_bits: int = 0
     prot_none: Field | None = None
     special: Field | None = None
+    swap: SoftEntry | None = None
+    file: SoftEntry | None = None
 
     def is_none(self, entry: int) -> bool:
         """Whether the entry is as cleared (Linux: pte_none, ignoring A/D bits a racing walker may leave)."""

@@ -30,6 +30,9 @@ from polymmu.hardware.ram import (
 )
 
 __all__ = [
+    "HEAD",
+    "LENGTH",
+    "TAIL",
     "account_ptes",
     "get_and_clear_run",
     "lru_add_frames",

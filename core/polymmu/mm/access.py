@@ -5,10 +5,12 @@ Called at every fault before anything is brought in; a refusal here is the progr
 
 from __future__ import annotations
 
-from polymmu.errors import SegmentationFault
+from polymmu.errors import SegmentationFault, SyscallError
 from polymmu.hooks import ArchKernel
+from polymmu.mm.commit import vm_acct_memory
 from polymmu.mm.vma import VM_RIGHTS, anon_vma_prepare, find_vma, vma_adjust
 from polymmu.structs import (
+    VM_ACCOUNT,
     VM_EXEC,
     VM_GROWSDOWN,
     VM_READ,
@@ -75,6 +77,11 @@ def expand_stack(vma: vm_area_struct, addr: int) -> str:
     anon_vma_prepare(vma)  # Linux needs its lock to move the boundary, and keeps it where the limit refuses
     if vma.vm_end - start > STACK_LIMIT:
         return f"the stack may not grow beyond {STACK_LIMIT >> 20} MiB"
-    mm.total_vm += (vma.vm_start - start) >> mm.layout.page_shift
+    grow = (vma.vm_start - start) >> mm.layout.page_shift
+    try:
+        vm_acct_memory(kernel, grow if vma.vm_flags & VM_ACCOUNT else 0)
+    except SyscallError as refused:
+        return str(refused)
+    mm.total_vm += grow
     vma_adjust(mm, [(vma, start, vma.vm_end)])
     return ""

@@ -1,6 +1,7 @@
 """Copy a vma's pages to a child at fork (A7.5): the child maps the same frames, and neither may write them.
 
-What a fault can bring back is not copied: a vma that never had a private page is skipped whole.
+What a fault can bring back is not copied: a vma that never had a private page is skipped whole, unless its pages
+stand in an order that only its ptes know. Entries without a page are copied as they are; the swap area counts them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from polymmu.errors import syscall_error
 from polymmu.hardware.scans import account_ptes
 from polymmu.hooks import ArchKernel
 from polymmu.mm.hugetlb import copy_hugetlb_page_range
+from polymmu.mm.swap import swap_duplicate_in
 from polymmu.mm.tables import alloc_entry, entries_in, format_of, pte_lock, pte_unlock, read_ptes
-from polymmu.structs import VM_PFNMAP, VM_SHARED, EntryRun, mm_struct, vm_area_struct
+from polymmu.structs import VM_NONLINEAR, VM_PFNMAP, VM_SHARED, EntryRun, mm_struct, vm_area_struct
 
 __all__ = ["copy_page_range"]
 
@@ -30,7 +32,7 @@ def copy_page_range(dst: mm_struct, src: mm_struct, vma: vm_area_struct) -> None
     if vma.huge_size:
         copy_hugetlb_page_range(dst, src, vma)
         return
-    if not vma.vm_flags & VM_PFNMAP and vma.anon_vma is None:
+    if not vma.vm_flags & (VM_PFNMAP | VM_NONLINEAR) and vma.anon_vma is None:
         return
     for into, ptep, addr, end in _tables_for(dst, src, 0, src.pgd, vma.vm_start, vma.vm_end):
         # Child's lock outside, parent's inside: nobody else knows the child's tables yet.
@@ -71,10 +73,10 @@ def _copy_ptes(
     kernel.events.entries_visited(src, "copy", n)
     kernel.sched.spend(kernel.description.costs.entry_update * n, "copy")
     values = read_ptes(src, ptep, n)
-    present = np.flatnonzero(shape.pte.mapped_in(values))
-    if not len(present):
+    filled = np.flatnonzero(values != np.uint64(shape.pte.empty))
+    if not len(filled):
         return
-    first, n = int(present[0]), int(present[-1] - present[0]) + 1
+    first, n = int(filled[0]), int(filled[-1] - filled[0]) + 1
     addr += first << src.layout.page_shift
     ptep += first * src.layout.entry_bytes[-1]
     into += first * src.layout.entry_bytes[-1]
@@ -83,19 +85,21 @@ def _copy_ptes(
     if private:
         ops.set_wrprotect(src, addr, ptep, n)
         kernel.events.entries_changed(src, addr, addr + (n << src.layout.page_shift), n, "wrprotect")
+        values = read_ptes(src, ptep, n)  # how an entry without rights is protected, the arch knows
     if not vma.vm_flags & VM_PFNMAP:
         pfns: NDArray[np.int64] = np.empty(n, dtype=np.int64)
         pages, anon, _ = account_ptes(values, frames.table, shape.account_masks, frames.count, 1, pfns)
         dst.anon_rss += anon
         dst.file_rss += pages - anon
+    swap_duplicate_in(dst, values)
     ops.set_pte(dst, addr, into, _as_childs(kernel, values, private))
 
 
 def _as_childs(kernel: ArchKernel, values: EntryRun, private: bool) -> EntryRun:
-    """The child's entries: not writable where private, clean where shared, and old."""
+    """The child's entries: old, and clean where shared; ``values`` are protected already where private."""
     pte = kernel.shape.pte
     keep, put = (1 << 64) - 1, 0
-    for field in (pte.write if private else pte.dirty, pte.accessed):
+    for field in (None if private else pte.dirty, pte.accessed):
         if field is not None:
             keep &= ~(field.mask | field.with_off)
             put = put & ~field.mask | field.off

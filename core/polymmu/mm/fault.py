@@ -22,6 +22,7 @@ from polymmu.errors import SegmentationFault, SyscallError, syscall_error
 from polymmu.hardware.ram import MAPCOUNT, NONZERO
 from polymmu.hooks import ArchKernel
 from polymmu.mm.access import vma_allowing
+from polymmu.mm.anon_vma import page_add_anon_rmap, page_add_anon_rmaps
 from polymmu.mm.frames import (
     alloc_page,
     alloc_run,
@@ -31,9 +32,17 @@ from polymmu.mm.frames import (
     put_page,
 )
 from polymmu.mm.hugetlb import hugetlb_fault, populate_huge
-from polymmu.mm.pagecache import find_or_read_page, is_cached_at
+from polymmu.mm.notifier import (
+    mmu_notifier_invalidate_range,
+    mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_start,
+)
+from polymmu.mm.pagecache import find_or_read_page
+from polymmu.mm.recheck import recheck_of
+from polymmu.mm.swap import do_swap_page, reuse_swap_page
 from polymmu.mm.tables import (
     alloc_entry,
+    enter_pte,
     entries_spanned,
     pfn_of,
     pte_lock,
@@ -41,11 +50,12 @@ from polymmu.mm.tables import (
     read_pte,
     read_ptes,
 )
-from polymmu.mm.vma import VM_RIGHTS, anon_vma_prepare
+from polymmu.mm.vma import VM_RIGHTS, anon_vma_prepare, linear_index
 from polymmu.structs import (
     PG_ANON,
     PG_DIRTY,
     PG_RESERVED,
+    VM_NONLINEAR,
     VM_PFNMAP,
     VM_SHARED,
     VM_WRITE,
@@ -123,8 +133,13 @@ def _handle_pte_fault(
         if vma.vm_file is None:
             _anonymous_fault(kernel, vma, page, ptep, access == "store")
             return "anonymous", 1
-        _file_fault(kernel, vma, page, ptep, access, addr)
+        _file_fault(kernel, vma, page, ptep, access, addr, value)
         return "minor", 1
+    if not pte.is_mapped(value):
+        if pte.file is not None and pte.file.test(value):
+            _file_fault(kernel, vma, page, ptep, access, addr, value)
+            return "minor", 1
+        return do_swap_page(vma, page, ptep, value, access == "store"), 1
     pte_lock(mm, ptep)
     if read_pte(mm, ptep) != value:  # it changed before we had the lock: look again at the retry
         pte_unlock(mm, ptep)
@@ -163,27 +178,36 @@ def _anonymous_fault(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: i
             put_page(kernel, pfn)
         return
     if write:
-        _new_anon(kernel, mm, pfn)
-    _enter(kernel, vma, page, ptep, pfn, write)
+        _new_anon(kernel, vma, page, pfn)
+    enter_pte(kernel, vma, page, ptep, pfn, write)
     pte_unlock(mm, ptep)
 
 
 def _file_fault(
-    kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, access: str, addr: int
+    kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, access: str, addr: int, was: int
 ) -> None:
-    """First touch of a page of a mapped file: the cached page itself, or a private copy for a private store."""
+    """First touch of a page of a mapped file: the cached page itself, or a private copy for a private store.
+
+    ``was``: what stands in the pte, nothing or which page of the file it is.
+    """
     mm = vma.vm_mm
     file = vma.vm_file
     assert file is not None
-    mapping = file.mapping
     page_size = mm.layout.page_size
     frames = kernel.frames
+    recheck = recheck_of(kernel)
     write = access == "store"
     private = write and not vma.vm_flags & VM_SHARED
     if private and vma.anon_vma is None:
         anon_vma_prepare(vma)
-    index = vma.vm_pgoff + ((page - vma.vm_start) >> mm.layout.page_shift)
+    index = linear_index(vma, page)
+    if was != kernel.shape.pte.empty:
+        file_pte = kernel.shape.pte.file
+        if file_pte is None or not vma.vm_flags & VM_NONLINEAR:
+            raise AssertionError(f"file pte {was:#x} at {page:#x}, where pages are in the file's order")
+        (index,) = file_pte.split(was)
     while True:
+        begun = recheck.begin(file)
         if index * page_size >= file.size:
             raise SegmentationFault(addr, access, "beyond the end of the file")
         cached = find_or_read_page(kernel, file, index)
@@ -194,20 +218,17 @@ def _file_fault(
             put_page(kernel, cached)
             raise _out_of_memory("a private copy")
         pte_lock(mm, ptep)
-        filled = read_pte(mm, ptep) != kernel.shape.pte.empty
-        # Truncation writes the size, then takes the page out of the cache: a page that is still in it may be
-        # mapped, for truncation has yet to come this way (A1.8).
-        inside = index * page_size < file.size
-        ours = not filled and inside and is_cached_at(kernel, mapping, index, cached)
+        filled = read_pte(mm, ptep) != was
+        ours = not filled and recheck.may_map(file, index, cached, private, begun)
         if ours:
             if private:
-                _new_anon(kernel, mm, pfn)
+                _new_anon(kernel, vma, page, pfn)
             else:
                 frames.mapcount[pfn] += 1
                 mm.file_rss += 1
                 if write:
                     frames.flags[pfn] |= PG_DIRTY
-            _enter(kernel, vma, page, ptep, pfn, write)
+            enter_pte(kernel, vma, page, ptep, pfn, write)
         pte_unlock(mm, ptep)
         if private:
             put_page(kernel, cached)
@@ -229,7 +250,7 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
     old = pfn_of(kernel.shape, value)
     old_flags = frames.flags[old] if old < frames.count else PG_RESERVED
     shared = vma.vm_flags & VM_SHARED
-    if shared or (old_flags & PG_ANON and frames.mapcount[old] == 1):
+    if shared or (old_flags & PG_ANON and frames.mapcount[old] == 1 and reuse_swap_page(kernel, old)):
         if shared and not old_flags & PG_RESERVED:
             frames.flags[old] |= PG_DIRTY
         value = kernel.shape.pte.write.set(_dirty(kernel, _young(kernel, value)))
@@ -241,24 +262,31 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
     if counted:
         get_page(kernel, old)
     pte_unlock(mm, ptep)
-    if vma.anon_vma is None:
-        anon_vma_prepare(vma)
-    new = _copy_of(kernel, old)
-    if new < 0:
+    try:
+        if vma.anon_vma is None:
+            anon_vma_prepare(vma)
+        new = _copy_of(kernel, old)
+        if new < 0:
+            raise _out_of_memory("a private copy")
+    except SyscallError:
         if counted:
             put_page(kernel, old)
-        raise _out_of_memory("a private copy")
+        raise
+    end = page + mm.layout.page_size
+    mmu_notifier_invalidate_range_start(mm, page, end)
     pte_lock(mm, ptep)
     if read_pte(mm, ptep) != value:  # somebody else copied it, or it is gone
         pte_unlock(mm, ptep)
+        mmu_notifier_invalidate_range_end(mm, page, end)
         put_page(kernel, new)
         if counted:
             put_page(kernel, old)
         return "minor"
-    kernel.events.entries_changed(mm, page, page + mm.layout.page_size, 1, "replace")
+    kernel.events.entries_changed(mm, page, end, 1, "replace")
     ops.ptep_clear_flush(vma, page, ptep, 1)
-    _new_anon(kernel, mm, new)
-    _enter(kernel, vma, page, ptep, new, True)
+    mmu_notifier_invalidate_range(mm, page, end)
+    _new_anon(kernel, vma, page, new)
+    enter_pte(kernel, vma, page, ptep, new, True)
     if counted:
         frames.mapcount[old] -= 1
         if old_flags & PG_ANON:
@@ -266,6 +294,7 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
         else:
             mm.file_rss -= 1
     pte_unlock(mm, ptep)
+    mmu_notifier_invalidate_range_end(mm, page, end)
     if counted:
         put_page(kernel, old)  # what the old pte held
         put_page(kernel, old)  # what we took above
@@ -273,22 +302,13 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
 
 
 # ------------------------------------------------------------------ entries and pages
-def _new_anon(kernel: ArchKernel, mm: mm_struct, pfn: int) -> None:
+def _new_anon(kernel: ArchKernel, vma: vm_area_struct, page: int, pfn: int) -> None:
     """Account for the first mapping of a fresh page; the pte takes over the caller's reference."""
     frames = kernel.frames
     frames.mapcount[pfn] = 1
-    mm.anon_rss += 1
+    page_add_anon_rmap(vma, page, pfn)
+    vma.vm_mm.anon_rss += 1
     lru_cache_add(kernel, pfn)
-
-
-def _enter(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, pfn: int, write: bool) -> None:
-    """Set the pte for ``pfn``; the table lock is held and the entry is empty."""
-    ops, shape = kernel.ops, kernel.shape
-    prot = vma.vm_page_prot
-    run = kernel.one_entry
-    run[0] = pfn << shape.pfn_shift | (shape.stored[prot] if write else prot)
-    ops.set_pte(vma.vm_mm, page, ptep, run)
-    ops.update_mmu_cache(vma, page, ptep, 1)
 
 
 def _young(kernel: ArchKernel, value: int) -> int:
@@ -370,7 +390,10 @@ def _map_in_table(vma: vm_area_struct, pages: NDArray[np.uint64], write: bool) -
     if ptep < 0:
         return len(pages), 0
     if write and vma.anon_vma is None:
-        anon_vma_prepare(vma)
+        try:
+            anon_vma_prepare(vma)
+        except SyscallError:  # out of memory
+            return len(pages), 0
     span = entries_spanned(lowest, int(pages.max()) + layout.page_size, shift)
     slots = ((pages - np.uint64(lowest)) >> np.uint64(shift)).view(np.int64)
     empty = np.uint64(kernel.shape.pte.empty)
@@ -399,6 +422,7 @@ def _map_in_table(vma: vm_area_struct, pages: NDArray[np.uint64], write: bool) -
         slots, values = slots[still], values[still]
     if write:
         kernel.frames.table[MAPCOUNT][pfns] = 1
+        page_add_anon_rmaps(vma, lowest, slots, pfns)
         mm.anon_rss += len(pfns)
         lru_cache_add_run(kernel, pfns)
     _enter_run(vma, lowest, ptep, slots, values)
@@ -475,7 +499,9 @@ def _populate_file(vma: vm_area_struct, pages: list[int], write: bool) -> tuple[
             return done + 1, done
         if read_pte(mm, ptep) == kernel.shape.pte.empty:
             try:
-                _file_fault(kernel, vma, page, ptep, "store" if write else "load", page)
+                _file_fault(
+                    kernel, vma, page, ptep, "store" if write else "load", page, kernel.shape.pte.empty
+                )
             except SyscallError:  # out of memory
                 return done + 1, done
             done += 1

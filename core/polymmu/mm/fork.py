@@ -9,11 +9,17 @@ from __future__ import annotations
 
 from polymmu.errors import SyscallError
 from polymmu.mm.calls import mm_call
+from polymmu.mm.commit import vm_acct_memory
 from polymmu.mm.copy import copy_page_range
 from polymmu.mm.mm import mm_alloc, mmput
+from polymmu.mm.notifier import (
+    mmu_notifier_invalidate_range,
+    mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_start,
+)
 from polymmu.mm.pagecache import get_file
-from polymmu.mm.vma import anon_vma_fork, vma_copy, vma_link, vma_pages, vmas_of
-from polymmu.structs import VM_DONTCOPY, mm_struct
+from polymmu.mm.vma import anon_vma_fork, remove_vma, vma_copy, vma_link, vma_pages, vmas_of
+from polymmu.structs import VM_ACCOUNT, VM_DONTCOPY, mm_struct
 
 __all__ = ["dup_mm"]
 
@@ -25,12 +31,15 @@ def dup_mm(mm: mm_struct) -> mm_struct:
         if mm.exe_file is not None:
             child.exe_file = get_file(mm.exe_file)
         kernel.ops.flush_cache_mm(mm)
+        mmu_notifier_invalidate_range_start(mm, 0, 0)
         try:
             try:
                 _dup_mmap(child, mm)
             finally:
                 # Also after a failure: what was copied has lost its write right in the parent already.
                 kernel.ops.flush_tlb_mm(mm)
+                mmu_notifier_invalidate_range(mm, 0, 0)
+                mmu_notifier_invalidate_range_end(mm, 0, 0)
         except SyscallError:
             mmput(child)
             raise
@@ -44,8 +53,14 @@ def _dup_mmap(child: mm_struct, mm: mm_struct) -> None:
         if vma.vm_flags & VM_DONTCOPY:
             continue
         copy = vma_copy(vma, child)
-        anon_vma_fork(copy)
-        vma_link(copy, last, truncate_count=vma.vm_truncate_count)
+        try:
+            anon_vma_fork(copy)
+            if vma.vm_flags & VM_ACCOUNT:
+                vm_acct_memory(mm.kernel, vma_pages(vma))
+        except SyscallError:
+            remove_vma(copy)
+            raise
+        vma_link(copy, last, parent=vma)
         last = copy
         child.total_vm += vma_pages(copy)
         copy_page_range(child, mm, vma)

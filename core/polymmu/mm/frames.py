@@ -30,7 +30,7 @@ from polymmu.hardware.ram import (
     REFCOUNT,
     Frames,
 )
-from polymmu.hardware.scans import lru_add_frames, put_frames, take_frames
+from polymmu.hardware.scans import HEAD, LENGTH, TAIL, lru_add_frames, put_frames, take_frames
 from polymmu.structs import (
     PG_ANON,
     PG_GATHER,
@@ -58,6 +58,9 @@ __all__ = [
     "lru_add_drain",
     "lru_cache_add",
     "lru_cache_add_run",
+    "lru_coldest",
+    "lru_isolate",
+    "lru_putback",
     "put_compound_page",
     "put_page",
     "put_pages",
@@ -70,6 +73,9 @@ AnyKernel = Kernel[Any]
 FLAGS_FOR = {"anon": PG_ANON, "table": PG_TABLE | NONZERO, "gather": PG_GATHER | NONZERO}
 FLAGS_FOR["table_batch"] = FLAGS_FOR["gather"]
 """Page flags by what a frame is allocated for. Tables and batches are written behind the CPU's back."""
+
+MAY_WAIT = frozenset({"anon", "file", "table"})
+"""Who may sleep until others' pages were written out; a gather goes on without its batch page."""
 
 FIRST_STACK = 256
 
@@ -97,13 +103,14 @@ def boot_free_frames(frames: Frames, cpus: int) -> FreeFrames:
 
 
 # ------------------------------------------------------------------ single frames and runs
-def alloc_page(kernel: AnyKernel, what: str, zero: bool = True) -> int:
+def alloc_page(kernel: AnyKernel, what: str, zero: bool = True, *, site: str = "") -> int:
     """One frame with one reference, or -1. ``what`` it is for: anon, file, table, gather, table_batch.
 
-    It holds zeroes unless ``zero`` is False: then whatever its last owner left, where NONZERO says so.
+    May sleep where there is a swap area. It holds zeroes unless ``zero`` is False: then whatever its last owner left,
+    where NONZERO says so. ``site``: its name in fault injection, where ``what`` says too little.
     """
     free = kernel.free
-    if free.fail_next is not None and free.fail_next(what):
+    if free.fail_next is not None and free.fail_next(site or what):
         return -1
     cpu = kernel.sched.cpu.index
     top = free.nr[cpu]
@@ -116,6 +123,8 @@ def alloc_page(kernel: AnyKernel, what: str, zero: bool = True) -> int:
     elif _refill(kernel, cpu):
         free.nr[cpu] = top = free.nr[cpu] - 1
         pfn = free.stacks[cpu].item(top)
+    elif kernel.reclaim is not None and what in MAY_WAIT and kernel.reclaim():
+        return alloc_page(kernel, what, zero)
     else:
         return -1
     frames = kernel.frames
@@ -243,13 +252,14 @@ def _push_range(free: FreeFrames, cpu: int, first: int, n: int) -> None:
 
 
 # ------------------------------------------------------------------ blocks
-def alloc_pages(kernel: AnyKernel, order: int, what: str) -> int:
+def alloc_pages(kernel: AnyKernel, order: int, what: str, *, site: str = "") -> int:
     """The first of 2**order zeroed frames, together aligned to their size, each with one reference; or -1.
 
-    Unless they are for a table they are one huge page: each frame says which is the first.
+    Unless they are for a table they are one huge page: each frame says which is the first. ``site``: as for
+    ``alloc_page``.
     """
     free = kernel.free
-    if free.fail_next is not None and free.fail_next(what):
+    if free.fail_next is not None and free.fail_next(site or what):
         return -1
     n = 1 << order
     first = _take_block(kernel, order)
@@ -413,3 +423,33 @@ def _drain(kernel: AnyKernel, pagevec: list[int]) -> None:
     pagevec.clear()
     lru_add_frames(kernel.frames.table, kernel.free.lru, PG_LRU, pfns)
     put_run(kernel, pfns)
+
+
+def lru_coldest(kernel: AnyKernel) -> int:
+    """The page that has been on the LRU longest; 0: there is none."""
+    return int(kernel.free.lru[TAIL])
+
+
+def lru_isolate(kernel: AnyKernel, pfn: int) -> None:
+    """Take a page off the LRU, if it is on it, so that nobody else reclaims it; with a reference for the caller."""
+    frames, lru = kernel.frames, kernel.free.lru
+    frames.refcount[pfn] += 1
+    if not frames.flags[pfn] & PG_LRU:
+        return
+    after, before = frames.lru_next[pfn], frames.lru_prev[pfn]
+    if before:
+        frames.lru_next[before] = after
+    else:
+        lru[HEAD] = after
+    if after:
+        frames.lru_prev[after] = before
+    else:
+        lru[TAIL] = before
+    lru[LENGTH] -= 1
+    frames.flags[pfn] &= ~PG_LRU
+
+
+def lru_putback(kernel: AnyKernel, pfn: int) -> None:
+    """Undo ``lru_isolate``; the page is the hottest now. If its other holders are gone, so is it."""
+    lru_add_frames(kernel.frames.table, kernel.free.lru, PG_LRU, np.array((pfn,), dtype=np.int64))
+    put_page(kernel, pfn)

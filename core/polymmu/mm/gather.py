@@ -19,6 +19,7 @@ First reading: ``LinkedGather``, ``tlb_remove_table``; ``more_room`` only keeps 
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,16 +28,19 @@ from polymmu.hardware.cpu import Cpu
 from polymmu.hooks import ArchKernel
 from polymmu.mm.frames import alloc_page, free_page, put_run
 from polymmu.mm.grab import mmdrop, mmgrab
-from polymmu.structs import GatherBatch, mm_struct, mmu_gather
+from polymmu.mm.notifier import mmu_notifier_invalidate_range
+from polymmu.structs import VM_PFNMAP, GatherBatch, mm_struct, mmu_gather, vm_area_struct
 
 __all__ = [
     "BUNDLE",
     "LinkedGather",
+    "Rss",
     "batch_capacity",
     "table_batch_capacity",
     "tables_need_rcu",
     "tlb_adjust_range",
     "tlb_cond_resched",
+    "tlb_end_vma",
     "tlb_finish_mmu",
     "tlb_flush_dirty",
     "tlb_flush_mmu",
@@ -45,6 +49,7 @@ __all__ = [
     "tlb_remove_page",
     "tlb_remove_pages",
     "tlb_remove_table",
+    "tlb_retry",
     "tlb_room",
 ]
 
@@ -66,7 +71,10 @@ def table_batch_capacity(kernel: ArchKernel) -> int:
 
 # ------------------------------------------------------------------ the generation
 class LinkedGather:
-    """The gather since Linux 3.0: on the caller's stack, preemptible, with linked batches of pages."""
+    """On the caller's stack, preemptible, with linked batches of pages; range, levels and freed tables are noted."""
+
+    since = "4.20, the last step 5.19"
+    wrong = ""
 
     def __init__(self, kernel: ArchKernel) -> None:
         self.kernel = kernel
@@ -83,7 +91,10 @@ class LinkedGather:
     def tlb_gather_mmu(self, mm: mm_struct, fullmm: bool) -> mmu_gather:
         """A gather with the bundle only, of which others know by ``tlb_flush_pending``."""
         mm.tlb_flush_pending += 1  # before the first entry changes (A4.3)
-        tlb = mmu_gather(mm, fullmm, [GatherBatch(np.empty(BUNDLE, dtype=np.int64), -1)])
+        return self.begun(mmu_gather(mm, fullmm, [bundle()]))
+
+    def begun(self, tlb: mmu_gather) -> mmu_gather:
+        """``tlb`` after the arch had its say."""
         tlb.fast_mode = self.may_be_fast()
         self.kernel.ops.tlb_gather(tlb)
         return tlb
@@ -101,25 +112,42 @@ class LinkedGather:
 
     def more_room(self, tlb: mmu_gather) -> bool:
         """Make room for more pages: a batch from before the last flush, or a new one, without waiting."""
-        kernel = self.kernel
         if tlb.active + 1 < len(tlb.batches):
             tlb.active += 1
             return True
-        capacity = batch_capacity(kernel)
-        # The bundle does not count: 10,000 pages are nineteen batch pages of 510 (Linux: MAX_GATHER_BATCH_COUNT).
-        if len(tlb.batches) - 1 >= kernel.description.kernel.gather_batch // capacity:
+        if len(tlb.batches) - 1 >= self.max_batches():
             return False
-        batch = new_batch(tlb, capacity)
+        batch = new_batch(tlb, batch_capacity(self.kernel))
         if batch is None:
             return False
         tlb.batches.append(batch)
         tlb.active += 1
         return True
 
+    def max_batches(self) -> int:
+        """How many batch pages a gather may have. The bundle does not count: 10,000 pages are nineteen of 510
+        (Linux: MAX_GATHER_BATCH_COUNT)."""
+        return self.kernel.description.kernel.gather_batch // batch_capacity(self.kernel)
+
+    def tlb_flush(self, tlb: mmu_gather) -> None:
+        """Let the arch flush the range that was recorded."""
+        self.kernel.ops.tlb_flush(tlb)
+
     def tlb_flush_dirty(self, tlb: mmu_gather) -> bool:
         """See the function of this name: flush while the table lock is still held (Linux 3.15)."""
         tlb_flush_mmu_tlbonly(tlb)
         return True
+
+    def tlb_retry(self, rss: Rss) -> int:
+        """See the function of this name: what was subtracted is forgotten, and no entry seen again."""
+        rss.anon = rss.file = 0
+        return 0
+
+    def tlb_end_vma(self, tlb: mmu_gather, vma: vm_area_struct) -> None:
+        """See the function of this name. The frames of VM_PFNMAP have no mapcount: a truncation elsewhere would find
+        nothing mapped and let the driver free them while our flush is still to come (A4.9, Linux 5.19)."""
+        if vma.vm_flags & VM_PFNMAP and not tlb.fullmm:
+            tlb_flush_mmu_tlbonly(tlb)
 
     def tlb_cond_resched(self, tlb: mmu_gather) -> None:
         """See the function of this name."""
@@ -127,7 +155,7 @@ class LinkedGather:
 
     def tlb_flush_mmu_free(self, tlb: mmu_gather) -> None:
         """Free what the gather holds; its translations were flushed. Batch pages stay for the next round."""
-        tlb_table_flush(tlb)
+        self.tlb_table_flush(tlb)
         if tlb.queued:
             for batch in tlb.batches[: tlb.active + 1]:
                 if batch.nr:
@@ -136,16 +164,73 @@ class LinkedGather:
             tlb.queued = 0
             tlb.active = 0
 
+    # --- tables
+    def tlb_remove_table(self, tlb: mmu_gather, level: int, table: int) -> None:
+        """See the function of this name: a list, which takes a page where RCU is to be waited for."""
+        kernel = self.kernel
+        if not tlb.tables and tables_need_rcu(tlb.mm):
+            tlb.table_batch = alloc_page(kernel, "table_batch", zero=False)
+            if tlb.table_batch < 0:
+                self.tlb_table_invalidate(tlb)
+                self.remove_table_one(tlb, level, table)
+                return
+        tlb.tables.append((level, table))
+        if len(tlb.tables) >= table_batch_capacity(kernel):
+            self.tlb_table_invalidate(tlb)
+            self.tlb_table_flush(tlb)
+
+    def tlb_table_invalidate(self, tlb: mmu_gather) -> None:
+        """Walk caches must not lead to a table when it is freed or begins to wait for RCU (2018, 2020)."""
+        tlb_flush_mmu_tlbonly(tlb)
+
+    def remove_table_one(self, tlb: mmu_gather, level: int, table: int) -> None:
+        """No page to queue a table in: once every CPU took an interrupt, none is in a walk that had them off.
+
+        That is no grace period: a reader with interrupts on is not waited for.
+        """
+        kernel = self.kernel
+        kernel.sched.ipi((1 << len(kernel.cpus)) - 1, _acknowledge, kernel.description.costs.ipi)
+        kernel.ops.table_free(tlb.mm, level, table)
+
+    def tlb_table_flush(self, tlb: mmu_gather) -> None:
+        """Free the queued tables, whose translations were flushed, or hand them to RCU."""
+        mm, kernel = tlb.mm, self.kernel
+        tables, batch = tlb.tables, tlb.table_batch
+        if not tables:
+            return
+        tlb.tables, tlb.table_batch = [], -1
+
+        def free_tables() -> None:
+            for level, table in tables:
+                kernel.ops.table_free(mm, level, table)
+
+        def free_batch() -> None:
+            free_tables()
+            free_page(kernel, batch)
+            mmdrop(mm)
+
+        if batch < 0:
+            free_tables()
+        else:
+            mmgrab(mm)  # an arch may keep an account of its tables in the mm
+            kernel.sched.call_rcu(free_batch)
+
+    # --- finish
     def tlb_finish_mmu(self, tlb: mmu_gather, start: int, end: int) -> None:
         """See the function of this name."""
         mm = tlb.mm
         if mm.tlb_flush_pending > 1:
-            # Somebody else gathers in this mm: a pte we found empty may be one they cleared and have not flushed.
-            # Everything goes, walk caches too, so that no arch takes the full flush for the end of the mm (A4.7).
-            tlb.fullmm = tlb.need_flush = tlb.freed_tables = True
-            tlb.start = tlb.end = 0
+            self.flush_nested(tlb, start, end)
         self.end(tlb, start, end)
         mm.tlb_flush_pending -= 1  # last: the count covers the flush (A4.2 step 9)
+
+    def flush_nested(self, tlb: mmu_gather, start: int, end: int) -> None:
+        """Somebody else gathers in this mm: a pte we found empty may be one they cleared and have not flushed.
+
+        Everything goes, walk caches too, so that no arch takes the full flush for the end of the mm (A4.7).
+        """
+        tlb.fullmm = tlb.need_flush = tlb.freed_tables = True
+        tlb.start = tlb.end = 0
 
     def end(self, tlb: mmu_gather, start: int, end: int) -> None:
         """The last flush and free, then the batch pages go."""
@@ -155,6 +240,19 @@ class LinkedGather:
             if batch.frame >= 0:
                 free_page(self.kernel, batch.frame)
         self.kernel.ops.tlb_finish(tlb, start, end)
+
+
+@attrs.define
+class Rss:
+    """Pages of one table that its mm no longer counts, since ``tlb_retry`` or the first."""
+
+    anon: int = 0
+    file: int = 0
+
+
+def bundle() -> GatherBatch:
+    """The slots that a gather brings with it."""
+    return GatherBatch(np.empty(BUNDLE, dtype=np.int64), -1)
 
 
 def new_batch(tlb: mmu_gather, capacity: int) -> GatherBatch | None:
@@ -217,6 +315,19 @@ def tlb_flush_dirty(tlb: mmu_gather) -> bool:
     return strategy_of(tlb.mm).tlb_flush_dirty(tlb)
 
 
+def tlb_retry(tlb: mmu_gather, rss: Rss) -> int:
+    """A full gather was flushed with the table lock dropped, and the caller goes back to its table (A2.4), where
+    ``rss`` was subtracted so far. How many of the entries that it cleared it sees again."""
+    return strategy_of(tlb.mm).tlb_retry(rss)
+
+
+def tlb_end_vma(tlb: mmu_gather, vma: vm_area_struct) -> None:
+    """The entries of a vma were cleared; its pages are in the gather. May flush."""
+    kernel: ArchKernel = tlb.mm.kernel
+    kernel.ops.tlb_end_vma(tlb, vma)
+    strategy_of(tlb.mm).tlb_end_vma(tlb, vma)
+
+
 def tlb_cond_resched(tlb: mmu_gather) -> None:
     """Give way between two tables if somebody asked. The caller holds no spinlock."""
     strategy_of(tlb.mm).tlb_cond_resched(tlb)
@@ -235,59 +346,13 @@ def tlb_remove_table(tlb: mmu_gather, level: int, table: int) -> None:
 
     The range it covered was recorded when it was unhooked (``tlb_adjust_range`` at its parent's level).
     """
-    mm = tlb.mm
-    kernel: ArchKernel = mm.kernel
     tlb.need_flush = True
     tlb.freed_tables = True
-    if not tlb.tables and tables_need_rcu(mm):
-        tlb.table_batch = alloc_page(kernel, "table_batch", zero=False)
-        if tlb.table_batch < 0:
-            _remove_table_one(tlb, level, table)
-            return
-    tlb.tables.append((level, table))
-    if len(tlb.tables) >= table_batch_capacity(kernel):
-        tlb_flush_mmu(tlb)
-
-
-def _remove_table_one(tlb: mmu_gather, level: int, table: int) -> None:
-    """No page to queue a table in: once every CPU took an interrupt, none of them is in a walk that had them off.
-
-    That is no grace period: a reader with interrupts on is not waited for.
-    """
-    mm = tlb.mm
-    kernel: ArchKernel = mm.kernel
-    tlb_flush_mmu_tlbonly(tlb)  # walk caches first (2020)
-    kernel.sched.ipi((1 << len(kernel.cpus)) - 1, _acknowledge, kernel.description.costs.ipi)
-    kernel.ops.table_free(mm, level, table)
+    strategy_of(tlb.mm).tlb_remove_table(tlb, level, table)
 
 
 def _acknowledge(cpu: Cpu) -> None:
     """What an interrupt does that is sent only to be answered."""
-
-
-def tlb_table_flush(tlb: mmu_gather) -> None:
-    """Free the queued tables, whose translations were flushed, or hand them to RCU."""
-    mm = tlb.mm
-    kernel: ArchKernel = mm.kernel
-    tables, batch = tlb.tables, tlb.table_batch
-    if not tables:
-        return
-    tlb.tables, tlb.table_batch = [], -1
-
-    def free_tables() -> None:
-        for level, table in tables:
-            kernel.ops.table_free(mm, level, table)
-
-    def free_batch() -> None:
-        free_tables()
-        free_page(kernel, batch)
-        mmdrop(mm)
-
-    if batch < 0:
-        free_tables()
-    else:
-        mmgrab(mm)  # an arch may keep an account of its tables in the mm
-        kernel.sched.call_rcu(free_batch)
 
 
 # ------------------------------------------------------------------ flush, free, finish
@@ -295,8 +360,10 @@ def tlb_flush_mmu_tlbonly(tlb: mmu_gather) -> None:
     """Flush what was cleared since the last flush, if anything was. Nothing is freed yet."""
     if not tlb.need_flush:
         return
+    strategy_of(tlb.mm).tlb_flush(tlb)
     kernel: ArchKernel = tlb.mm.kernel
-    kernel.ops.tlb_flush(tlb)
+    start, end = (0, 0) if tlb.fullmm else (tlb.start, tlb.end)
+    mmu_notifier_invalidate_range(tlb.mm, start, end)
     kernel.events.gather_flush(tlb.mm, tlb.queued, len(tlb.tables))
     tlb.need_flush = False
     tlb.freed_tables = False

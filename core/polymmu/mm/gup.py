@@ -21,7 +21,7 @@ from polymmu.hooks import ArchKernel
 from polymmu.mm.access import vma_allowing
 from polymmu.mm.fault import serve_fault
 from polymmu.mm.frames import compound_head, get_page, get_page_unless_zero, put_compound_page
-from polymmu.mm.tables import find_entry, read_entry, read_pte
+from polymmu.mm.tables import find_entry, pte_lock, pte_unlock, read_entry, read_pte
 from polymmu.structs import VM_PFNMAP, FaultInfo, mm_struct, vm_area_struct
 
 __all__ = ["get_user_pages", "get_user_pages_fast"]
@@ -35,7 +35,8 @@ def get_user_pages_fast(mm: mm_struct, addr: int, write: bool = False) -> int:
     """
     kernel: ArchKernel = mm.kernel
     cpu = kernel.sched.cpu
-    if kernel.active_mm[cpu.index] is mm and kernel.ops.gup_fast_begin(cpu, mm):
+    runs_it = kernel.active_mm[cpu.index] is mm and not kernel.lazy >> cpu.index & 1
+    if runs_it and kernel.ops.gup_fast_begin(cpu, mm):
         pfn = _walk(mm, addr, write)
         kernel.ops.gup_fast_end(cpu, mm)
         if pfn >= 0:
@@ -161,10 +162,16 @@ def _follow_page(vma: vm_area_struct, addr: int, write: bool) -> int:
     if ptep < 0:
         return -1
     pfn = -1
-    mm.page_table_lock.lock()
+    if size:
+        mm.page_table_lock.lock()
+    else:
+        pte_lock(mm, ptep)
     value = read_pte(mm, ptep)
     if _allows(format, value, write):
         pfn = format.frame_of(value) + addr - page >> mm.layout.page_shift
         get_page(kernel, compound_head(kernel, pfn))
-    mm.page_table_lock.unlock()
+    if size:
+        mm.page_table_lock.unlock()
+    else:
+        pte_unlock(mm, ptep)
     return pfn

@@ -23,6 +23,11 @@ from polymmu.errors import SegmentationFault, SyscallError, syscall_error
 from polymmu.hardware.entry import EntryFormat
 from polymmu.hooks import ArchKernel
 from polymmu.mm.frames import alloc_pages, copy_pages, get_page, put_pages
+from polymmu.mm.notifier import (
+    mmu_notifier_invalidate_range,
+    mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_start,
+)
 from polymmu.mm.pagecache import find_or_read_page, is_cached_at
 from polymmu.mm.protect import kept_bits, loses_right
 from polymmu.mm.tables import read_pte
@@ -85,10 +90,9 @@ def hugetlb_fault(vma: vm_area_struct, addr: int, access: str) -> str:
     Raises SegmentationFault beyond the end of a file, SyscallError(ENOMEM) where no block or table is left.
     """
     mm = vma.vm_mm
-    kernel: ArchKernel = mm.kernel
     format = format_in(vma)
     page, write = addr & -vma.huge_size, access == "store"
-    ptep = kernel.ops.huge_pte_alloc(mm, page, vma.huge_size)
+    ptep = _alloc_entry(vma, page)
     if ptep < 0:
         raise syscall_error(errno.ENOMEM, "no frame left for a page table")
     value = read_pte(mm, ptep)
@@ -105,6 +109,13 @@ def hugetlb_fault(vma: vm_area_struct, addr: int, access: str) -> str:
     _raise_to(vma, page, ptep, value, _touched(format, value, write))
     mm.page_table_lock.unlock()
     return "protection"
+
+
+def _alloc_entry(vma: vm_area_struct, page: int) -> int:
+    """Physical address of the entry for ``page``, made if need be; -1 where no table is left. May sleep."""
+    kernel: ArchKernel = vma.vm_mm.kernel
+    kernel.variants.free_pgtables.room_for_huge(vma.vm_mm, page, vma.huge_size)
+    return kernel.ops.huge_pte_alloc(vma.vm_mm, page, vma.huge_size)
 
 
 def _touched(format: EntryFormat, entry: int, write: bool) -> int:
@@ -175,7 +186,7 @@ def _own_page(vma: vm_area_struct, source: int = -1) -> int:
     """A new huge page with the bytes of ``source`` (-1: zeroes), or -1. May sleep."""
     kernel: ArchKernel = vma.vm_mm.kernel
     order = order_in(vma)
-    pfn = alloc_pages(kernel, order, "anon")
+    pfn = alloc_pages(kernel, order, "anon", site="huge")
     if pfn >= 0:
         kernel.sched.spend(kernel.description.costs.page_clear << order, "page")
         if source >= 0:
@@ -219,18 +230,22 @@ def _do_wp_page(vma: vm_area_struct, page: int, ptep: int, value: int) -> str:
     if new < 0:
         put_pages(kernel, old, order)
         raise _out_of_blocks(vma)
+    end = page + vma.huge_size
+    mmu_notifier_invalidate_range_start(mm, page, end)
     mm.page_table_lock.lock()
     ours = read_pte(mm, ptep) == value
     if ours:
-        kernel.events.entries_changed(mm, page, page + vma.huge_size, 1, "replace")
+        kernel.events.entries_changed(mm, page, end, 1, "replace")
         ops.huge_ptep_get_and_clear(mm, page, ptep, vma.huge_size)
-        ops.flush_tlb_range(vma, page, page + vma.huge_size)
+        ops.flush_tlb_range(vma, page, end)
+        mmu_notifier_invalidate_range(mm, page, end)
         frames.mapcount[new] = 1
         frames.mapcount[old] -= 1
         count_rss(mm, True, 1 << order)
         count_rss(mm, anon, -1 << order)
         _enter(vma, page, ptep, new, True)
     mm.page_table_lock.unlock()
+    mmu_notifier_invalidate_range_end(mm, page, end)
     put_pages(kernel, old if ours else new, order)
     put_pages(kernel, old, order)
     return "cow" if ours else "minor"
@@ -242,7 +257,7 @@ def populate_huge(vma: vm_area_struct, start: int, end: int) -> None:
     kernel: ArchKernel = mm.kernel
     write = vma.vm_flags & (VM_WRITE | VM_SHARED) == VM_WRITE
     for page in range(start, end, vma.huge_size):
-        ptep = kernel.ops.huge_pte_alloc(mm, page, vma.huge_size)
+        ptep = _alloc_entry(vma, page)
         try:
             if ptep < 0 or not _no_page(vma, page, ptep, write):
                 return
@@ -277,6 +292,7 @@ def unmap_hugepage_range(
     if removed:
         kernel.events.entries_changed(mm, start, end, len(removed), "clear")
         kernel.ops.flush_tlb_range(vma, start, end)
+        mmu_notifier_invalidate_range(mm, start, end)
     mm.page_table_lock.unlock()
     for pfn in removed:
         put_pages(kernel, pfn, order)
@@ -315,7 +331,7 @@ def copy_hugetlb_page_range(dst: mm_struct, src: mm_struct, vma: vm_area_struct)
             raise syscall_error(errno.ENOMEM, "no frame left for a child's page table")
         # Child's lock outside, parent's inside, as for small pages.
         dst.page_table_lock.lock()
-        src.page_table_lock.lock()
+        src.page_table_lock.lock(nested=True)
         value = read_pte(src, ptep)
         if not is_mapped(value):  # truncated meanwhile
             src.page_table_lock.unlock()

@@ -15,11 +15,10 @@ import errno
 from polymmu.errors import SyscallError, syscall_error
 from polymmu.hooks import ArchKernel
 from polymmu.mm.calls import mm_call
+from polymmu.mm.commit import accountable, vm_acct_memory
 from polymmu.mm.fault import populate as populate_vma
-from polymmu.mm.frames import lru_add_drain
-from polymmu.mm.gather import tlb_finish_mmu, tlb_gather_mmu
 from polymmu.mm.pagecache import new_file, put_file
-from polymmu.mm.pgtables import free_pgtables
+from polymmu.mm.unmap import unmap_region
 from polymmu.mm.unmapped_area import (
     area_was_freed,
     check_fixed_area,
@@ -39,10 +38,13 @@ from polymmu.mm.vma import (
     vma_pages,
     vmas_of,
 )
-from polymmu.mm.zap import unmap_vmas, update_hiwater_rss, zap_page_range
+from polymmu.mm.zap import ZapDetails, zap_page_range
 from polymmu.structs import (
+    VM_ACCOUNT,
     VM_GROWSDOWN,
     VM_HUGETLB,
+    VM_NONLINEAR,
+    VM_NORESERVE,
     VM_PFNMAP,
     VM_READ,
     VM_SHARED,
@@ -118,6 +120,10 @@ def do_mmap(
         if file is None and vm_flags & VM_SHARED:
             memory = new_file(kernel, "dev/zero", length, anonymous=True, huge_size=huge_size)
             try:
+                if not huge_size and not vm_flags & VM_NORESERVE:
+                    pages = length >> mm.layout.page_shift
+                    vm_acct_memory(kernel, pages)
+                    memory.committed = pages
                 addr = mmap_region(mm, addr, length, vm_flags, file=memory, huge_size=huge_size)
             finally:
                 put_file(kernel, memory)
@@ -161,9 +167,14 @@ def mmap_region(
 ) -> int:
     """Make the vma for a range that is free, by growing a neighbour where one is alike (A7.1). Its address.
 
-    The file's driver may have its own idea of flags and contents, or refuse.
+    The file's driver may have its own idea of flags and contents, or refuse. Raises ENOMEM where so much memory may
+    not be committed.
     """
     end = addr + length
+    charged = length >> mm.layout.page_shift if accountable(vm_flags) and not huge_size else 0
+    if charged:
+        vm_acct_memory(mm.kernel, charged)
+        vm_flags |= VM_ACCOUNT
     _, prev = find_vma_prev(mm, addr)
     first_page = pgoff if file is not None else addr >> mm.layout.page_shift
     # What a driver makes is its own: only it knows whether two mappings of it are alike.
@@ -173,15 +184,16 @@ def mmap_region(
         return addr
     vma = vma_alloc(mm, addr, end, vm_flags, file=file, pgoff=first_page, huge_size=huge_size)
     if file is not None and file.mmap is not None:
-        _call_driver(file, vma, prev)
+        _call_driver(file, vma, prev, charged)
         _, prev = find_vma_prev(mm, vma.vm_start)
     vma_link(vma, prev)
     mm.total_vm += vma_pages(vma)
     return vma.vm_start
 
 
-def _call_driver(file: File, vma: vm_area_struct, prev: vm_area_struct | None) -> None:
-    """The file's own mmap operation. Where it refuses, what it mapped so far goes, tables included (A3.4)."""
+def _call_driver(file: File, vma: vm_area_struct, prev: vm_area_struct | None, charged: int) -> None:
+    """The file's own mmap operation. Where it refuses, what it mapped so far goes, tables included (A3.4), and the
+    ``charged`` pages, once."""
     assert file.mmap is not None
     mm = vma.vm_mm
     kernel: ArchKernel = mm.kernel
@@ -190,8 +202,10 @@ def _call_driver(file: File, vma: vm_area_struct, prev: vm_area_struct | None) -
     except SyscallError:
         vma.vm_file = None
         put_file(kernel, file)
-        _unmap_region(mm, vma, prev, vma.vm_start, vma.vm_end)
+        if kernel.variants.free_pgtables.driver_failed(vma, prev):
+            charged = 0
         remove_vma(vma)
+        kernel.vm_committed -= charged
         raise
 
 
@@ -228,30 +242,11 @@ def unmap_area(mm: mm_struct, start: int, length: int) -> None:
     assert first is not None
     detach_vmas(mm, first, end)  # step 2
     area_was_freed(mm, end)
-    _unmap_region(mm, first, prev, start, end)  # step 3
+    unmap_region(mm, first, prev, start, end)  # step 3
+    mm.hiwater_vm = max(mm.hiwater_vm, mm.total_vm)
     for vma in vmas_of(first):  # step 4
         mm.total_vm -= vma_pages(vma)
         remove_vma(vma)
-
-
-def _unmap_region(
-    mm: mm_struct, first: vm_area_struct, prev: vm_area_struct | None, start: int, end: int
-) -> None:
-    """Clear ptes, free tables, flush, free pages: for vmas from ``first`` on that are not in the list behind
-    ``prev``.
-
-    Tables may go as far as nobody on either side needs them: up to ``prev``'s end and the next one's start.
-    """
-    kernel: ArchKernel = mm.kernel
-    following = prev.vm_next if prev is not None else mm.mmap
-    floor = prev.vm_end if prev is not None else kernel.shape.limits.first_user_address
-    ceiling = following.vm_start if following is not None else 0
-    lru_add_drain(kernel)  # a pagevec's reference would keep fresh pages beyond the unmap
-    update_hiwater_rss(mm)
-    tlb = tlb_gather_mmu(mm)
-    unmap_vmas(tlb, first, start, end)
-    free_pgtables(tlb, first, floor, ceiling)
-    tlb_finish_mmu(tlb, start, end)
 
 
 # ------------------------------------------------------------------------ brk
@@ -306,7 +301,8 @@ def do_madvise_dontneed(mm: mm_struct, start: int, length: int) -> None:
             if vma.vm_flags & (VM_PFNMAP | VM_HUGETLB):
                 raise syscall_error(errno.EINVAL, f"the mapping at {vma.vm_start:#x} keeps its pages")
             stop = min(end, vma.vm_end)
-            zap_page_range(vma, at, stop - at)
+            # A nonlinear vma must remember which pages were there.
+            zap_page_range(vma, at, stop - at, ZapDetails() if vma.vm_flags & VM_NONLINEAR else None)
             at = stop
         if at < end and unmapped is None:
             unmapped = at

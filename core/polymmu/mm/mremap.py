@@ -7,11 +7,13 @@ unmapped.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 
-from polymmu.errors import syscall_error
+from polymmu.errors import SyscallError, syscall_error
 from polymmu.hooks import ArchKernel
 from polymmu.mm.calls import mm_call
+from polymmu.mm.commit import vm_acct_memory
 from polymmu.mm.mmap import page_align, unmap_area
 from polymmu.mm.move import move_page_tables
 from polymmu.mm.unmapped_area import check_fixed_area, get_unmapped_area
@@ -26,11 +28,11 @@ from polymmu.mm.vma import (
     vma_pages,
 )
 from polymmu.structs import (
+    VM_ACCOUNT,
     VM_DONTEXPAND,
     VM_HUGETLB,
     VM_PFNMAP,
     VM_SHARED,
-    address_space,
     mm_struct,
     vm_area_struct,
 )
@@ -69,6 +71,7 @@ def do_mremap(
             return addr
         vma = _resizable(mm, addr, old_len, new_len)
         if addr + old_len == vma.vm_end and _may_grow(vma, addr + new_len):
+            _charge(vma, new_len - old_len)
             _grow(vma, addr + new_len)
             mm.total_vm += (new_len - old_len) >> mm.layout.page_shift
             return addr
@@ -138,6 +141,12 @@ def _grow(vma: vm_area_struct, end: int) -> None:
         vma_adjust(mm, [(vma, vma.vm_start, end)])
 
 
+def _charge(vma: vm_area_struct, growth: int) -> None:
+    """Commit the bytes that ``vma`` grows by. Raises ENOMEM."""
+    if vma.vm_flags & VM_ACCOUNT:
+        vm_acct_memory(vma.vm_mm.kernel, growth >> vma.vm_mm.layout.page_shift)
+
+
 def _move_vma(vma: vm_area_struct, addr: int, old_len: int, new_len: int, new_addr: int) -> int:
     """Move the part [addr, addr + old_len) of ``vma`` to ``new_addr``, a free range of ``new_len`` bytes."""
     mm = vma.vm_mm
@@ -145,6 +154,11 @@ def _move_vma(vma: vm_area_struct, addr: int, old_len: int, new_len: int, new_ad
     # Splits on the way may add three: no failure may come when half is moved.
     if mm.map_count >= kernel.description.kernel.vm_max_map_count - 3:
         raise syscall_error(errno.ENOMEM, f"no room for a move among {mm.map_count} mappings")
+    _charge(vma, new_len - old_len)
+    if vma.vm_flags & VM_ACCOUNT:
+        kernel.vm_committed += (
+            old_len >> mm.layout.page_shift
+        )  # until the old place is unmapped, which gives it back
     new_vma = _copy_vma(vma, addr, new_addr, new_len)
     source = find_vma(mm, addr)  # growing over the new range may have taken the old vma in
     assert source is not None
@@ -157,7 +171,9 @@ def _move_vma(vma: vm_area_struct, addr: int, old_len: int, new_len: int, new_ad
         raise syscall_error(errno.ENOMEM, f"no memory for page tables at {new_addr:#x}")
     mm.total_vm += new_len >> mm.layout.page_shift
     if old_len:
-        unmap_area(mm, addr, old_len)
+        # Without memory for a split the old range stays mapped, empty: the pages have moved, so the call succeeded.
+        with contextlib.suppress(SyscallError):
+            unmap_area(mm, addr, old_len)
     return new_addr
 
 
@@ -184,14 +200,4 @@ def _copy_vma(vma: vm_area_struct, addr: int, new_addr: int, length: int) -> vm_
         new_vma.vm_start, new_vma.vm_end, new_vma.vm_pgoff = new_addr, new_addr + length, pgoff
         vma_link(new_vma, prev)
     anon_vma_clone(new_vma, vma)  # a neighbour that took the range in may have had no page yet
-    _rescan(new_vma)
     return new_vma
-
-
-def _rescan(vma: vm_area_struct) -> None:
-    """A restart address means nothing for ptes that moved: a running truncation starts over (A1.7)."""
-    if vma.vm_file is not None:
-        mapping: address_space = vma.vm_file.mapping
-        mapping.i_mmap_lock.lock()
-        vma.vm_truncate_count = 0
-        mapping.i_mmap_lock.unlock()

@@ -2,8 +2,8 @@
 
 A file here is an open file with its inode in one. Its pages live in its ``address_space``, in index order; the
 cache holds one reference of each, and a page's MAPPING and INDEX columns say where it belongs (MAPPING is the
-mapping's slot plus one; 0: in no cache). Contents come from the file's ``read_page`` or are zeroes; there is no
-writing back, the cache is the file until its last reference goes.
+mapping's slot plus one; 0: in no cache). Contents come from what reclaim wrote back, from the file's ``read_page``, or
+are zeroes.
 
 A file of huge pages caches each as its first frame, at the index of its first base page, and off the LRU.
 
@@ -35,6 +35,7 @@ __all__ = [
     "new_file",
     "put_file",
     "remove_from_page_cache",
+    "write_back",
 ]
 
 AnyKernel = Kernel[Any]
@@ -74,9 +75,11 @@ def put_file(kernel: AnyKernel, file: File) -> None:
     if file.references:
         return
     mapping = file.mapping
-    if mapping.i_mmap:
-        raise AssertionError(f"file {file.name} is freed while {len(mapping.i_mmap)} vmas map it")
+    mapped = len(mapping.i_mmap) + len(mapping.i_mmap_nonlinear)
+    if mapped:
+        raise AssertionError(f"file {file.name} is freed while {mapped} vmas map it")
     drop_page_cache(kernel, mapping, 0)
+    kernel.vm_committed -= file.committed
     mapping.host = None
     kernel.mappings.free(mapping)
 
@@ -93,10 +96,13 @@ def find_or_read_page(kernel: AnyKernel, file: File, index: int) -> int:
         return found
     kernel.sched.might_sleep("reading a page")
     order = _order_of(kernel, mapping)
-    pfn = alloc_pages(kernel, order, "file") if order else alloc_page(kernel, "file")
+    pfn = alloc_pages(kernel, order, "file", site="huge") if order else alloc_page(kernel, "file")
     if pfn < 0:
         return -1
-    content = file.read_page(index) if file.read_page is not None else b""
+    if index in file.written:
+        content = file.written[index]
+    else:
+        content = file.read_page(index) if file.read_page is not None else b""
     page_size = kernel.shape.layout.page_size
     content = content[
         : max(min(page_size, file.size - index * page_size), 0)
@@ -161,3 +167,15 @@ def drop_page_cache(kernel: AnyKernel, mapping: address_space, first: int) -> No
     lru_add_drain(kernel)
     for index in list(mapping.pages.irange(minimum=first)):
         remove_from_page_cache(kernel, mapping, index)
+
+
+def write_back(kernel: AnyKernel, pfn: int) -> None:
+    """Write a dirty page of the cache to its file. Sleeps as long as that takes."""
+    frames = kernel.frames
+    size = kernel.shape.layout.page_size
+    file = kernel.mappings.objects[frames.mapping[pfn] - 1].host
+    assert file is not None
+    frames.flags[pfn] &= ~PG_DIRTY
+    kernel.events.page_cleaned(pfn)
+    file.written[frames.index[pfn]] = kernel.ram.read(pfn * size, size)
+    kernel.sched.sleep(kernel.description.costs.page_io)

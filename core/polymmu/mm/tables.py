@@ -3,8 +3,9 @@
 A walk goes from ``mm.pgd`` down, one entry per level, until the level that is asked for; what it returns is the
 physical address of an entry, never its value, for the value may change until the table lock is held.
 
-The page-table lock is one per mm (``pte_lock`` is the only place that says so). Making a table may sleep, so it
-happens without the lock; whoever finds the entry filled meanwhile gives its own table back (A8.7).
+The lock of ptes is taken by ``pte_lock`` alone; which one that is, the machine file says (``mm.ptlock``). The levels
+above are under ``mm.page_table_lock``. Making a table may sleep, so it happens without a lock; whoever finds the
+entry filled meanwhile gives its own table back (A8.7).
 
 First reading: ``find_entry``, ``alloc_entry``, ``pte_lock``.
 """
@@ -19,18 +20,21 @@ import numpy as np
 from polymmu.hardware.scans import read_run
 from polymmu.hooks import ArchKernel
 from polymmu.sched.locks import Spinlock
-from polymmu.structs import EntryRun, Shape, mm_struct
+from polymmu.structs import EntryRun, Shape, mm_struct, vm_area_struct
 
 __all__ = [
     "account_table",
     "alloc_entry",
     "alloc_table",
+    "enter_pte",
     "entries_in",
     "find_entry",
     "format_of",
     "pfn_of",
     "pte_lock",
+    "pte_lock_second",
     "pte_unlock",
+    "pte_unlock_second",
     "read_entry",
     "read_pte",
     "read_ptes",
@@ -100,6 +104,9 @@ def alloc_table(mm: mm_struct, level: int, addr: int, entry: int) -> bool:
     if table < 0:
         return False
     kernel.sched.spend(kernel.description.costs.table_alloc, "table")
+    of_ptes = level + 1 == mm.layout.pte_level
+    if of_ptes:
+        kernel.variants.page_table_lock.table_made(mm, table)
     mm.page_table_lock.lock()
     lost = read_entry(mm, level, entry) != format_of(mm, level).empty
     if not lost:
@@ -107,6 +114,8 @@ def alloc_table(mm: mm_struct, level: int, addr: int, entry: int) -> bool:
         account_table(mm, level + 1, table, 1)
     mm.page_table_lock.unlock()
     if lost:
+        if of_ptes:
+            kernel.variants.page_table_lock.table_gone(mm, table)
         ops.table_free(mm, level + 1, table)
     return True
 
@@ -132,8 +141,9 @@ def pte_lock(mm: mm_struct, ptep: int, nested: bool = False) -> Spinlock:
     """Map the pte table that holds physical address ``ptep`` and lock its entries; the lock. ``nested``: the
     caller holds another such lock already."""
     kernel: ArchKernel = mm.kernel
-    kernel.ops.pte_map(mm, table_at(mm, ptep))
-    lock = mm.page_table_lock
+    table = table_at(mm, ptep)
+    kernel.ops.pte_map(mm, table)
+    lock: Spinlock = kernel.variants.page_table_lock.lock_of(mm, table)
     lock.lock(nested)
     return lock
 
@@ -141,8 +151,27 @@ def pte_lock(mm: mm_struct, ptep: int, nested: bool = False) -> Spinlock:
 def pte_unlock(mm: mm_struct, ptep: int) -> None:
     """Undo ``pte_lock`` of the same table."""
     kernel: ArchKernel = mm.kernel
-    mm.page_table_lock.unlock()
-    kernel.ops.pte_unmap(mm, table_at(mm, ptep))
+    table = table_at(mm, ptep)
+    kernel.variants.page_table_lock.lock_of(mm, table).unlock()
+    kernel.ops.pte_unmap(mm, table)
+
+
+def pte_lock_second(mm: mm_struct, ptep: int, first: int) -> None:
+    """As ``pte_lock``, by who has locked the table of ``first`` and holds mmap_lock for writing."""
+    lock_of = mm.kernel.variants.page_table_lock.lock_of
+    if lock_of(mm, table_at(mm, ptep)) is not lock_of(mm, table_at(mm, first)):
+        pte_lock(mm, ptep, nested=True)
+    else:
+        mm.kernel.ops.pte_map(mm, table_at(mm, ptep))
+
+
+def pte_unlock_second(mm: mm_struct, ptep: int, first: int) -> None:
+    """Undo ``pte_lock_second``; the table of ``first`` stays locked."""
+    lock_of = mm.kernel.variants.page_table_lock.lock_of
+    if lock_of(mm, table_at(mm, ptep)) is not lock_of(mm, table_at(mm, first)):
+        pte_unlock(mm, ptep)
+    else:
+        mm.kernel.ops.pte_unmap(mm, table_at(mm, ptep))
 
 
 def table_at(mm: mm_struct, ptep: int) -> int:
@@ -171,19 +200,20 @@ def entries_in(
     """The entries of ``table`` (of ``level``, above the ptes) that are not empty and cover [addr, end).
 
     Yields (entry's physical address, its value, addr, end) with the part of the range it covers. [addr, end)
-    lies within one table, except at level 0, where the arch says at each step where the next entry begins.
+    lies within one table, except at level 0, where the arch says at each step where the next entry begins; it may
+    end in a hole there.
     """
     kernel: ArchKernel = mm.kernel
     layout = mm.layout
     empty: int = format_of(mm, level).empty
     if level == 0:
-        pgd_addr_end = kernel.ops.pgd_addr_end
+        pgd_addr_end, span = kernel.ops.pgd_addr_end, layout.span_of(0)
         while addr != end:
             stop = pgd_addr_end(mm, addr, end)
             entry = layout.entry_address(0, table, addr)
             value = read_entry(mm, 0, entry)
             if value != empty:
-                yield entry, value, addr, stop
+                yield entry, value, addr, min(stop, (addr & -span) + span) if stop else stop
             addr = stop
         return
     width, shift = layout.entry_bytes[level], layout.shifts[level]
@@ -226,3 +256,13 @@ def table_runs(
 def pfn_of(shape: Shape, pte: int) -> int:
     """The frame that a present pte maps."""
     return shape.pte.frame_of(pte) >> shape.layout.page_shift
+
+
+def enter_pte(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, pfn: int, write: bool) -> None:
+    """Set the pte for ``pfn``, as stored to if ``write``; the table lock is held and the entry maps nothing."""
+    ops, shape = kernel.ops, kernel.shape
+    prot = vma.vm_page_prot
+    run = kernel.one_entry
+    run[0] = pfn << shape.pfn_shift | (shape.stored[prot] if write else prot)
+    ops.set_pte(vma.vm_mm, page, ptep, run)
+    ops.update_mmu_cache(vma, page, ptep, 1)

@@ -1,32 +1,35 @@
 """Cut a file, and take its pages out of every address space that maps them (A1).
 
 ``unmap_mapping_range`` walks the vmas that map a file below ``i_mmap_lock`` and may have to let go of it half way.
-Each vma therefore remembers in ``vm_truncate_count`` how far it is: a count says "done in that call", an address
-(its low bits are zero) "zapped up to here", 0 "scan it all". The restart point travels with the struct through
-splits and forks, so a vma struct that was freed and reused carries no stale one (A1.4, A1.6). Calls are numbered
-per mapping, leaping over the numbers that would look like addresses (A1.5).
+Each vma therefore remembers in ``vm_truncate_count`` how far it is (``mm.truncate_count``), and every walk begins
+anew, skipping what is done. ``RestartCount`` is how Linux 2.6.38 did it, with one hole closed; the machine file names
+another class, whose steps are methods, to be asked instead (``kernel.truncate``).
 
 Order of a truncation: size, unmap, drop the pages, unmap again. Between the first unmap and the drop a fault can
 still copy a cached page into a private one, which has to go too (A1.1).
 
-First reading: ``do_truncate``; then ``_unmap_one``.
+First reading: ``do_truncate``; then ``RestartCount.unmap_vma``.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
+import attrs
+
+from polymmu.description.model import KernelChoice
 from polymmu.errors import syscall_error
 from polymmu.hooks import ArchKernel
 from polymmu.mm.pagecache import drop_page_cache
+from polymmu.mm.truncate_count import TruncateCounts
 from polymmu.mm.zap import ZapDetails, zap_page_range
+from polymmu.sched.locks import Mutex, Spinlock
 from polymmu.structs import File, address_space, vm_area_struct
 
-__all__ = ["do_truncate", "unmap_mapping_range"]
+__all__ = ["RestartCount", "Unmapping", "do_truncate", "unmap_mapping_range"]
 
-COUNT_BITS = 32
-"""Width of a mapping's truncate count (Linux: unsigned int)."""
+LAST_PAGE = (1 << 63) - 1
 
 
 def do_truncate(kernel: ArchKernel, file: File, size: int) -> None:
@@ -57,7 +60,8 @@ def _shrink(kernel: ArchKernel, file: File, size: int) -> None:
     first = -(-size // page_size)
     unmap_mapping_range(kernel, mapping, first * page_size, 0, True)
     drop_page_cache(kernel, mapping, first)
-    unmap_mapping_range(kernel, mapping, first * page_size, 0, True)
+    if strategy_of(kernel).second_unmap:
+        unmap_mapping_range(kernel, mapping, first * page_size, 0, True)
     tail = size % page_size
     partial: int | None = mapping.pages.get(size // page_size) if tail else None
     if partial is not None:
@@ -82,67 +86,154 @@ def unmap_mapping_range(
     """
     page_size = kernel.shape.layout.page_size
     first = start // page_size
-    last = -(-(start + length) // page_size) - 1 if length else (1 << 64) - 1
-    lock = mapping.i_mmap_lock
-    details = ZapDetails(check_mapping=None if even_cows else mapping, i_mmap_lock=lock)
-    # Two calls at once would overwrite each other's restart points, and might never end (Linux 2.6.38, A1.10).
-    mapping.unmap_mutex.lock()
+    last = -(-(start + length) // page_size) - 1 if length else LAST_PAGE
     kernel.events.truncation_begin(mapping)
-    lock.lock()
-    count = _next_count(mapping, page_size)
-    # Terminates: each round completes a vma, which later rounds skip, or moves the restart address inside one.
-    while any(
-        _unmap_one(kernel, vma, first, last, details, count)
-        for vma in mapping.i_mmap.values()
-        if vma.vm_truncate_count != count
-    ):
-        pass
-    lock.unlock()
+    strategy_of(kernel).unmap_mapping_range(mapping, first, last, even_cows)
     kernel.events.truncation_end(mapping)
-    mapping.unmap_mutex.unlock()
 
 
-def _next_count(mapping: address_space, page_size: int) -> int:
-    """Number this call; every vma's count is void when the numbers begin again (A1.5)."""
-    count = (mapping.truncate_count + 1) % (1 << COUNT_BITS)
-    if count % page_size == 0:
-        if not count:
-            for vma in mapping.i_mmap.values():
-                vma.vm_truncate_count = 0
-        count += 1
-    mapping.truncate_count = count
-    return count
+def strategy_of(kernel: ArchKernel) -> RestartCount:
+    """The machine's way to truncate."""
+    strategy: RestartCount = kernel.variants.truncate
+    return strategy
 
 
-def _unmap_one(
-    kernel: ArchKernel, vma: vm_area_struct, first: int, last: int, details: ZapDetails, count: int
-) -> bool:
-    """Zap what ``vma`` maps of file pages ``first`` to ``last``. True: the lock was dropped, walk again."""
-    sched = kernel.sched
-    lock = details.i_mmap_lock
-    assert lock is not None
-    shift = kernel.shape.layout.page_shift
-    pages = (vma.vm_end - vma.vm_start) >> shift
-    low, high = max(first, vma.vm_pgoff), min(last, vma.vm_pgoff + pages - 1)
-    if low > high:
-        return False
-    start = vma.vm_start + (low - vma.vm_pgoff << shift)
-    end = vma.vm_start + (high - vma.vm_pgoff + 1 << shift)
-    while True:
-        restart = vma.vm_truncate_count
-        if not restart % (1 << shift) and start < restart:
-            start = restart
-            if start >= end:  # the rest was split off since, and is a vma of its own
-                vma.vm_truncate_count = count
+# ------------------------------------------------------------------ the generation
+@attrs.define(eq=False)
+class Unmapping:
+    """One call: file pages ``first`` to ``last`` leave every mm. ``count``: its number."""
+
+    mapping: address_space
+    first: int
+    last: int
+    details: ZapDetails
+    count: int = 0
+
+
+class RestartCount(TruncateCounts):
+    """Restart points in the vmas, and one call at a time in a file."""
+
+    second_unmap = True
+    """Whether a truncation unmaps again when the pages have left the cache (2.6.23)."""
+
+    @staticmethod
+    def refuses(choice: KernelChoice) -> str:
+        """Why this makes no sense beside the other choices; empty where it does."""
+        return ""
+
+    def unmap_mapping_range(self, mapping: address_space, first: int, last: int, even_cows: bool) -> None:
+        """See the function of this name; ``first`` and ``last`` are pages."""
+        # Two calls at once would overwrite each other's restart points, and might never end (Linux 2.6.38, A1.10).
+        mapping.unmap_mutex.lock()
+        self.unmap(self.call(mapping, first, last, even_cows))
+        mapping.unmap_mutex.unlock()
+
+    def call(self, mapping: address_space, first: int, last: int, even_cows: bool) -> Unmapping:
+        """What is known of a call before it begins."""
+        lock = mapping.i_mmap_lock
+        details = ZapDetails(
+            check_mapping=None if even_cows else mapping,
+            first_index=first,
+            last_index=last,
+            i_mmap_lock=lock,
+            need_break=(lambda: self.need_break(lock)) if self.looks() else None,
+        )
+        return Unmapping(mapping, first, last, details)
+
+    def looks(self) -> bool:
+        """Whether to look after each block who waits: alone nobody can, and looking takes as long again as zapping."""
+        return self.kernel.sched.runs_tasks
+
+    def unmap(self, call: Unmapping) -> None:
+        """The driver (A1.2). The file's size was written before."""
+        mapping = call.mapping
+        mapping.i_mmap_lock.lock()
+        call.count = self.next_count(mapping)
+        self.passes(call)
+        mapping.i_mmap_lock.unlock()
+
+    def passes(self, call: Unmapping) -> None:
+        """Tree before list: with the lock dropped a vma may go from the one to the other, never back."""
+        self.tree_pass(call)
+        self.list_pass(call)
+
+    def tree_pass(self, call: Unmapping) -> None:
+        """Every vma whose pages are in the file's order, the part of it that maps some of the call's.
+
+        Ends: each round completes a vma, which later rounds skip, or moves the restart address inside one.
+        """
+        while self.walk(call, linear_parts(call)):
+            pass
+
+    def list_pass(self, call: Unmapping) -> None:
+        """Every other vma, whole: its pages say themselves which they are."""
+        nonlinear = call.mapping.i_mmap_nonlinear
+        if not nonlinear:
+            return
+        while self.walk(call, ((vma, vma.vm_start, vma.vm_end) for vma in nonlinear.values())):
+            pass
+
+    def walk(self, call: Unmapping, parts: Iterable[tuple[vm_area_struct, int, int]]) -> bool:
+        """One round over vmas that are not done yet. True: the lock was dropped, begin again."""
+        kernel = self.kernel
+        seen, again = 0, False
+        for vma, start, end in parts:
+            seen += 1
+            kernel.sched.spend(kernel.description.costs.entry_update, "i_mmap")
+            if not self.is_done(call, vma) and self.unmap_vma(call, vma, start, end):
+                again = True
+                break
+        kernel.events.vmas_visited(call.mapping, seen)
+        return again
+
+    def is_done(self, call: Unmapping, vma: vm_area_struct) -> bool:
+        """Whether this call has nothing left to do in ``vma``."""
+        return vma.vm_truncate_count == call.count
+
+    def unmap_vma(self, call: Unmapping, vma: vm_area_struct, start: int, end: int) -> bool:
+        """Zap [start, end) of ``vma`` from where it was left (A1.4). True: the lock was dropped."""
+        while True:
+            restart = vma.vm_truncate_count
+            if self.is_restart_addr(restart) and start < restart:
+                start = restart
+                if start >= end:  # the rest was split off since, and is a vma of its own
+                    vma.vm_truncate_count = call.count
+                    return False
+            reached = zap_page_range(vma, start, end - start, call.details)
+            wanted = self.need_break(call.mapping.i_mmap_lock)
+            complete = reached >= end
+            if complete:
+                vma.vm_truncate_count = call.count
+            else:
+                self.remember(vma, reached)
+            if wanted:
+                self.give_way(call.mapping.i_mmap_lock)
+                return True
+            if complete:
                 return False
-        reached = zap_page_range(vma, start, end - start, details)
-        wanted = sched.need_resched() or sched.need_lockbreak(lock)
-        complete = reached >= end
-        vma.vm_truncate_count = count if complete else reached
-        if wanted:
-            lock.unlock()
-            sched.cond_resched()
-            lock.lock()
-            return True
-        if complete:
-            return False
+
+    def remember(self, vma: vm_area_struct, reached: int) -> None:
+        """``vma`` is zapped up to ``reached``."""
+        vma.vm_truncate_count = reached
+
+    def need_break(self, lock: Mutex | Spinlock) -> bool:
+        """Whether somebody wants this CPU or ``lock`` (A0.4)."""
+        sched = self.kernel.sched
+        return sched.need_resched() or sched.need_lockbreak(lock)
+
+    def give_way(self, lock: Mutex | Spinlock) -> None:
+        """Let others have the lock, and the CPU."""
+        lock.unlock()
+        self.kernel.sched.cond_resched()
+        lock.lock()
+
+
+def linear_parts(call: Unmapping) -> Iterator[tuple[vm_area_struct, int, int]]:
+    """The vmas that map pages of the call in the file's order, and from where to where they do."""
+    for vma in call.mapping.i_mmap.overlapping(call.first, call.last):
+        shift = vma.vm_mm.layout.page_shift
+        pages = (vma.vm_end - vma.vm_start) >> shift
+        low, high = max(call.first, vma.vm_pgoff), min(call.last, vma.vm_pgoff + pages - 1)
+        if low <= high:
+            start = vma.vm_start + (low - vma.vm_pgoff << shift)
+            yield vma, start, start + (high - low + 1 << shift)

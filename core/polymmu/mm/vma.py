@@ -2,7 +2,8 @@
 
 Every vma is reachable in four ways that must agree at all times: ``mm.vmas`` by start address, the
 ``vm_next``/``vm_prev`` list from ``mm.mmap`` on, ``mm.mmap_cache`` (the last answer of ``find_vma``), and,
-where it maps a file, the file's ``i_mmap``. Nobody outside this module changes the first three or a boundary.
+where it maps a file, the file's ``i_mmap`` or ``i_mmap_nonlinear``. Nobody outside this module changes these or a
+boundary.
 
 Guard: the mm's mmap_lock held for writing. What a walker from the file's side reads (i_mmap, and the
 boundaries and ``vm_truncate_count`` of the vmas in it) changes only below ``i_mmap_lock``.
@@ -17,15 +18,24 @@ from collections.abc import Iterator, Sequence
 
 from polymmu.errors import syscall_error
 from polymmu.hooks import ArchKernel
+from polymmu.mm.anon_vma import (
+    VM_RIGHTS,
+    anon_vma_clone,
+    anon_vma_fork,
+    anon_vma_link,
+    anon_vma_prepare,
+    same_anon,
+    unlink_anon_vma,
+)
+from polymmu.mm.linear import last_index, linear_index, vma_pages
 from polymmu.mm.pagecache import get_file, put_file
+from polymmu.mm.truncate_count import truncate_counts
 from polymmu.structs import (
     VM_DONTEXPAND,
-    VM_EXEC,
     VM_HUGETLB,
+    VM_NONLINEAR,
     VM_PFNMAP,
-    VM_READ,
     VM_SHARED,
-    VM_WRITE,
     File,
     address_space,
     anon_vma,
@@ -42,6 +52,8 @@ __all__ = [
     "find_vma",
     "find_vma_intersection",
     "find_vma_prev",
+    "last_index",
+    "linear_index",
     "remove_vma",
     "set_vma_flags",
     "split_vma",
@@ -51,12 +63,12 @@ __all__ = [
     "vma_alloc",
     "vma_copy",
     "vma_link",
+    "vma_make_nonlinear",
     "vma_merge",
     "vma_pages",
     "vmas_of",
 ]
 
-VM_RIGHTS = VM_READ | VM_WRITE | VM_EXEC
 PROTECTION_INDEX = VM_RIGHTS | VM_SHARED
 UNMERGEABLE = VM_PFNMAP | VM_DONTEXPAND | VM_HUGETLB
 """A driver or a huge page's alignment stands behind these: each mapping stays what it was made."""
@@ -98,11 +110,6 @@ def vmas_of(vma: vm_area_struct | None) -> Iterator[vm_area_struct]:
         following = vma.vm_next
         yield vma
         vma = following
-
-
-def vma_pages(vma: vm_area_struct) -> int:
-    """Base pages that ``vma`` covers."""
-    return (vma.vm_end - vma.vm_start) >> vma.vm_mm.layout.page_shift
 
 
 # ------------------------------------------------------- birth, copies, death
@@ -154,6 +161,7 @@ def vma_copy(vma: vm_area_struct, mm: mm_struct) -> vm_area_struct:
     copy.vm_private_data = vma.vm_private_data
     copy.vm_page_prot = vma.vm_page_prot
     anon_vma_clone(copy, vma)
+    truncate_counts(mm.kernel).vma_copied(copy, vma)
     return copy
 
 
@@ -176,84 +184,25 @@ def remove_vma(vma: vm_area_struct) -> None:
         put_file(kernel, file)
 
 
-# ---------------------------------------------------------------- anon_vmas
-def anon_vma_prepare(vma: vm_area_struct) -> None:
-    """Called before the first anonymous page of ``vma``.
-
-    A neighbour's anon_vma is shared where only rights keep the two apart, so that they may merge later.
-    """
-    if vma.anon_vma is not None:
-        return
-    for neighbour in (vma.vm_next, vma.vm_prev):
-        if neighbour is not None and _may_share(neighbour.anon_vma) and _could_join(vma, neighbour):
-            anon_vma_clone(vma, neighbour)
-            return
-    vma.anon_vma = _new_anon_vma(vma, inherited=False)
-
-
-def anon_vma_clone(vma: vm_area_struct, source: vm_area_struct) -> None:
-    """Before ``vma`` gets pages of ``source``: it comes under the same anon_vma, unless it has one."""
-    if vma.anon_vma is None and source.anon_vma is not None:
-        source.anon_vma.references += 1
-        vma.anon_vma = source.anon_vma
-
-
-def anon_vma_fork(vma: vm_area_struct) -> None:
-    """A child's copy of a vma with anonymous pages gets an anon_vma of its own, which no other vma may join.
-
-    Linux chains it to the ancestors' (2.6.34), and each vma in such a chain makes a look-up in all of it longer:
-    so it merges with no neighbour that has no pages yet (3.0).
-    """
-    if vma.anon_vma is not None:
-        unlink_anon_vma(vma)
-        vma.anon_vma = _new_anon_vma(vma, inherited=True)
-
-
-def _new_anon_vma(vma: vm_area_struct, *, inherited: bool) -> anon_vma:
-    kernel: ArchKernel = vma.vm_mm.kernel
-    anon = kernel.anon_vmas.alloc()
-    anon.references = 1
-    anon.inherited = inherited
-    return anon
-
-
-def unlink_anon_vma(vma: vm_area_struct) -> None:
-    """Give ``vma``'s anon_vma back, if it has one; the last reference frees it."""
-    anon = vma.anon_vma
-    if anon is None:
-        return
-    vma.anon_vma = None
-    anon.references -= 1
-    if not anon.references:
-        kernel: ArchKernel = vma.vm_mm.kernel
-        kernel.anon_vmas.free(anon)
-
-
-def _could_join(vma: vm_area_struct, neighbour: vm_area_struct) -> bool:
-    """Whether only rights keep two adjacent vmas apart (mprotect may make them equal later)."""
-    low, high = (vma, neighbour) if vma.vm_start < neighbour.vm_start else (neighbour, vma)
-    return (
-        low.vm_end == high.vm_start
-        and low.vm_file is high.vm_file
-        and not (low.vm_flags ^ high.vm_flags) & ~VM_RIGHTS
-        and low.vm_pgoff + vma_pages(low) == high.vm_pgoff
-    )
-
-
 # ------------------------------------------------------------------- linking
-def vma_link(vma: vm_area_struct, prev: vm_area_struct | None, *, truncate_count: int | None = None) -> None:
+def vma_link(
+    vma: vm_area_struct, prev: vm_area_struct | None, *, parent: vm_area_struct | None = None
+) -> None:
     """Make ``vma``, which overlaps no other, part of its mm, behind ``prev`` (None: first of all).
 
-    Its truncate count becomes the mapping's: there is nothing to scan yet, and later faults check the file's
-    size (A1.7). Fork and mremap say another: their ptes come after the link.
+    ``parent``: the vma that a fork will copy its ptes from; a walk from the file's side meets the child later.
     """
     _link(vma, prev)
     vma.vm_mm.map_count += 1
     mapping = _mapping_of(vma)
     if mapping is not None:
         mapping.i_mmap_lock.lock()
-        vma.vm_truncate_count = mapping.truncate_count if truncate_count is None else truncate_count
-        mapping.i_mmap[vma.slot] = vma
+        counts = truncate_counts(vma.vm_mm.kernel)
+        if parent is None:
+            counts.vma_linked(vma, mapping)
+        else:
+            counts.vma_forked(vma, parent)
+        _link_file(mapping, vma, parent)
         mapping.i_mmap_lock.unlock()
 
 
@@ -280,8 +229,36 @@ def unlink_file_vma(vma: vm_area_struct) -> None:
     mapping = _mapping_of(vma)
     if mapping is not None:
         mapping.i_mmap_lock.lock()
-        del mapping.i_mmap[vma.slot]
+        _unlink_file(mapping, vma)
         mapping.i_mmap_lock.unlock()
+
+
+def vma_make_nonlinear(vma: vm_area_struct) -> None:
+    """``vma``, which maps a file, may show its pages in any order from now on: to the list, for good (A1.2 step 5)."""
+    mapping = _mapping_of(vma)
+    assert mapping is not None
+    mapping.i_mmap_lock.lock()
+    _unlink_file(mapping, vma)
+    vma.vm_flags |= VM_NONLINEAR
+    _link_file(mapping, vma)
+    mapping.i_mmap_lock.unlock()
+
+
+def _link_file(mapping: address_space, vma: vm_area_struct, after: vm_area_struct | None = None) -> None:
+    """``after``: one that maps the same pages, and comes before it."""
+    if vma.vm_flags & VM_NONLINEAR:
+        mapping.i_mmap_nonlinear[vma.slot] = vma
+    elif after is None:
+        mapping.i_mmap.insert(vma)
+    else:
+        mapping.i_mmap.insert_after(vma, after)
+
+
+def _unlink_file(mapping: address_space, vma: vm_area_struct) -> None:
+    if vma.vm_flags & VM_NONLINEAR:
+        del mapping.i_mmap_nonlinear[vma.slot]
+    else:
+        mapping.i_mmap.remove(vma)
 
 
 def _mapping_of(vma: vm_area_struct) -> address_space | None:
@@ -332,52 +309,50 @@ def vma_adjust(
     """
     changed = [vma for vma, _, _ in ranges]
     mapping = _mapping_of(changed[0])
+    anon = next((vma.anon_vma for vma in (*changed, *remove) if vma.anon_vma is not None), None)
+    counts = truncate_counts(mm.kernel)
     if mapping is not None:
         mapping.i_mmap_lock.lock()
     if insert is not None:
-        insert.vm_truncate_count = changed[0].vm_truncate_count
+        counts.vma_split(insert, changed[0])
         if mapping is not None:
-            mapping.i_mmap[insert.slot] = insert
+            _link_file(mapping, insert)
+    if anon is not None:
+        anon.root.lock.lock()
     growing = [vma for vma, start, end in ranges if start < vma.vm_start or vma.vm_end < end]
     givers = [*remove, *(vma for vma in changed if vma not in growing)]
     for vma in growing:
         for giver in givers:
-            # Pages move in under another count: the truncation that owns either must scan them again (A1.7).
-            if giver.vm_truncate_count != vma.vm_truncate_count:
-                vma.vm_truncate_count = 0
-            anon_vma_clone(vma, giver)  # before the first page of the giver belongs to it
+            counts.vma_imports(vma, giver)
+            if vma.anon_vma is None and giver.anon_vma is not None:
+                anon_vma_link(vma, giver.anon_vma)  # before the first page of the giver belongs to it
+    if mapping is not None:
+        for vma in (*changed, *remove):
+            _unlink_file(mapping, vma)
     for vma in remove:
         _unlink(vma)
-        if mapping is not None:
-            del mapping.i_mmap[vma.slot]
     moved = [vma for vma, start, _ in ranges if start != vma.vm_start]
     for vma in moved:
         del mm.vmas[vma.vm_start]
     for vma, start, end in ranges:
         vma.vm_pgoff += (start - vma.vm_start) >> mm.layout.page_shift
         vma.vm_start, vma.vm_end = start, end
+        if mapping is not None:
+            _link_file(mapping, vma)
     for vma in moved:
         mm.vmas[vma.vm_start] = vma
     for vma in (*changed, insert) if insert is not None else changed:
-        _forget_restart(vma)
+        counts.vma_resized(vma)
     if insert is not None:
         below = insert.vm_start < changed[0].vm_start
         _link(insert, changed[0].vm_prev if below else changed[0])
+    if anon is not None:
+        anon.root.lock.unlock()
     if mapping is not None:
         mapping.i_mmap_lock.unlock()
     mm.map_count += (insert is not None) - len(remove)
     for vma in remove:
         remove_vma(vma)
-
-
-def _forget_restart(vma: vm_area_struct) -> None:
-    """A restart address at or above the end says nothing about ``vma``, but the next call would believe it.
-
-    Without this a piece that falls out of one truncation's range escapes the next one (A1.6, last paragraph).
-    """
-    restart = vma.vm_truncate_count
-    if restart >= vma.vm_end and not restart % vma.vm_mm.layout.page_size:
-        vma.vm_truncate_count = 0
 
 
 def split_vma(vma: vm_area_struct, addr: int, *, new_below: bool) -> vm_area_struct:
@@ -445,7 +420,7 @@ def vma_merge(
             vma.vm_flags == vm_flags
             and vma.vm_file is file
             and vma.vm_private_data is None
-            and (_same_anon(anon, vma.anon_vma) or (growing and vma.anon_vma is None))
+            and (same_anon(anon, vma.anon_vma) or (growing and vma.anon_vma is None))
         )
 
     low = high = None
@@ -470,15 +445,3 @@ def vma_merge(
             vma_adjust(mm, [(high, start, high.vm_end)], remove=whole)
         return high
     return None
-
-
-def _same_anon(one: anon_vma | None, other: anon_vma | None) -> bool:
-    """Whether a vma with ``one`` may take in one with ``other``."""
-    if one is None or other is None:
-        return one is other or _may_share(one or other)
-    return one is other
-
-
-def _may_share(anon: anon_vma | None) -> bool:
-    """Whether a vma without pages may come under ``anon``."""
-    return anon is not None and not anon.inherited

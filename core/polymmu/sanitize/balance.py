@@ -37,6 +37,9 @@ def check_balance(kernel: ArchKernel, held: int | None = None) -> list[str]:
             ("vmas", kernel.vmas.live),
             ("files", kernel.mappings.live),
             ("anon_vmas", kernel.anon_vmas.live),
+            ("pages committed", kernel.vm_committed),
+            ("slots of the swap area", len(kernel.swap.swap_map) if kernel.swap is not None else 0),
+            ("locked pages", sum(lock.held for lock in kernel.page_locks.values())),
         )
         if count
     ]
@@ -50,6 +53,7 @@ def check_balance(kernel: ArchKernel, held: int | None = None) -> list[str]:
         left.append(f"{kernel.free.free} frames count as free, {free} have no holder")
     if sched.preempt_count:
         left.append(f"preemption is off {sched.preempt_count} times")
+    left += [f"interrupts are off on CPU {cpu.index}" for cpu in kernel.cpus if not cpu.interrupts_enabled]
     if sched.lockdep is not None:
         left += [f"{lock.name} held since {place}" for lock, place in sched.lockdep.held()]
     return left

@@ -57,25 +57,41 @@ class FreedFrames(Judge):
 
     def pages_freed(self, n: int) -> None:
         frames = self.kernel.frames
-        shift, count = frames.page_shift, frames.count
+        self._suspect(0, 0)
         for cpu in self.kernel.cpus:
-            found = entries_to_free_frames(cpu.words, self._frames, shift, count, self._out)
-            if found:
-                known = {suspect.place for suspect in self.suspects[cpu.index]}
-                rows = self._out[: found * COLUMNS_OUT].reshape(found, COLUMNS_OUT)
-                self.suspects[cpu.index] += [
-                    Suspect(row.copy(), self._freed(row)) for row in rows if int(row[0]) not in known
-                ]
-            root = cpu.root >> shift
-            if 0 <= root < count and not frames.refcount[root]:
+            root = cpu.root >> frames.page_shift
+            if 0 <= root < frames.count and not frames.refcount[root]:
                 self.bench.tell(
                     "INV-WALK",
                     self.bench.now(f"root table {cpu.root:#x} freed"),
                     f"CPU {cpu.index} has it loaded",
                 )
 
-    def _freed(self, row: NDArray[np.int64]) -> Happened:
-        return self.bench.now(f"frame {int(row[3]) >> self.kernel.frames.page_shift} freed")
+    def table_returned(self, mm: mm_struct, table: int, size: int) -> None:
+        self._suspect(table, table + size)
+
+    def _suspect(self, low: int, high: int) -> None:
+        """Suspect what leads to a free frame, and what the walk caches have that leads into [low, high)."""
+        shift, count = self.kernel.frames.page_shift, self.kernel.frames.count
+        for cpu in self.kernel.cpus:
+            found = entries_to_free_frames(cpu.words, self._frames, shift, count, low, high, self._out)
+            if found:
+                known = {suspect.place for suspect in self.suspects[cpu.index]}
+                rows = self._out[: found * COLUMNS_OUT].reshape(found, COLUMNS_OUT)
+                self.suspects[cpu.index] += [
+                    Suspect(row.copy(), self._freed(row, low, high))
+                    for row in rows
+                    if int(row[0]) not in known
+                ]
+
+    def _freed(self, row: NDArray[np.int64], low: int, high: int) -> Happened:
+        leads_to = int(row[3])
+        what = (
+            f"table {low:#x}"
+            if low <= leads_to < high
+            else f"frame {leads_to >> self.kernel.frames.page_shift}"
+        )
+        return self.bench.now(f"{what} freed")
 
     def after_invalidate(self, cpu: Cpu) -> None:
         suspects = self.suspects[cpu.index]
@@ -202,15 +218,20 @@ class LostRights(Judge):
 
 
 class LocklessWalks(Judge):
-    """INV-WALK: a walker without locks reads no table whose frame was freed since it found it.
+    """INV-WALK: a walker without locks reads no table that was freed since it found it.
 
-    A table smaller than a frame is judged by its frame, which may outlive it.
+    Freed is what is told to have gone back (``table_returned``), and whatever lies in a frame that was freed.
     """
 
     def __init__(self, bench: Bench) -> None:
         super().__init__(bench)
         self._found: dict[int, tuple[int, int, Happened]] = {}
-        """Per CPU: the table its walker goes on to, its frame's generation then, and when."""
+        """Per CPU: the table its walker goes on to, its frame's generation then (-1: the table went), and when."""
+
+    def table_returned(self, mm: mm_struct, table: int, size: int) -> None:
+        for cpu, (found, _, when) in self._found.items():
+            if table <= found < table + size:
+                self._found[cpu] = found, -1, when
 
     def lockless_read(self, mm: mm_struct, cpu: int, rank: int, entry: int, table: int) -> None:
         generation, shift = self.kernel.frames.generation, self.kernel.frames.page_shift

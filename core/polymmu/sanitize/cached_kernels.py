@@ -48,8 +48,11 @@ def leads_to(words: Words, cache: int, info: int) -> int:
 
 
 @kernel
-def entries_to_free_frames(words: Words, frames: Words, shift: int, count: int, out: Words) -> int:
-    """Find entries of TLBs and walk caches that lead to a frame nobody holds; how many were put into ``out``.
+def entries_to_free_frames(
+    words: Words, frames: Words, shift: int, count: int, low: int, high: int, out: Words
+) -> int:
+    """Find entries of TLBs and walk caches that lead to a frame nobody holds, or walk cache entries that lead into
+    [low, high), where a table was; how many were put into ``out``.
 
     ``frames``: the table of columns, flat, with ``count`` frames each. ``out`` bounds how many are looked for.
     """
@@ -66,7 +69,9 @@ def entries_to_free_frames(words: Words, frames: Words, shift: int, count: int, 
                 continue
             address = leads_to(words, cache, info)
             pfn = address >> shift
-            if 0 <= pfn < count and frames[REFCOUNT * count + pfn] == 0:
+            if (0 <= pfn < count and frames[REFCOUNT * count + pfn] == 0) or (
+                not in_tlb and low <= address < high
+            ):
                 if found + COLUMNS_OUT > out.size:
                     return found // COLUMNS_OUT
                 if in_tlb:

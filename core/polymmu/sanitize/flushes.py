@@ -32,47 +32,62 @@ class Tally:
     missing: int = 0
 
 
+@attrs.define
+class Work:
+    """What one task is in the middle of. ``hull``: mm slot -> the mm, and what was changed in it since the outermost
+    ``call`` began."""
+
+    call: str = ""
+    depth: int = 0
+    hull: dict[int, tuple[mm_struct, int, int]] = attrs.field(factory=dict)
+
+
 class FlushAudit(Observer):
-    """Judges every invalidation of ``kernel``'s CPUs. Also each CPU's watcher of invalidations."""
+    """Judges every invalidation of ``kernel``'s CPUs. Also each CPU's watcher of invalidations.
+
+    Changes and flushes are the current task's; an interrupt works for who asked for it. What a flush drops may be what
+    another task has changed: then it was needed too.
+    """
 
     def __init__(self, kernel: ArchKernel) -> None:
         self.kernel = kernel
         self.by_call: dict[str, Tally] = {}
-        self._call = ""
-        self._depth = 0
-        self._hull: dict[int, tuple[mm_struct, int, int]] = {}
-        """mm slot -> the mm and what was changed in it since the outermost call began."""
+        self._work: dict[object, Work] = {}
         self._switching = False
+
+    def _mine(self) -> Work:
+        context = self.kernel.sched.context
+        context = getattr(context, "asker", None) or context
+        work = self._work.get(context)
+        if work is None:
+            work = self._work[context] = Work()
+        return work
 
     # --- what changed
     def mm_call_begin(self, mm: mm_struct, name: str) -> None:
-        if not self._depth:
-            self._hull.clear()
-            self._call = name
-        self._depth += 1
+        work = self._mine()
+        if not work.depth:
+            work.hull.clear()
+            work.call = name
+        work.depth += 1
 
     def mm_call_end(self, mm: mm_struct, name: str) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self._settle(self._call)
-            self._call = ""
+        work = self._mine()
+        work.depth -= 1
+        if not work.depth:
+            self._settle(work, work.call)
+            work.call = ""
 
     def fault(self, mm: mm_struct, addr: int, kind: str, n: int) -> None:
-        if self._hull and not self._depth:
-            self._settle("fault")
+        work = self._mine()
+        if work.hull and not work.depth:
+            self._settle(work, "fault")
 
     def entries_changed(self, mm: mm_struct, start: int, end: int, n: int, what: str) -> None:
-        self._widen(mm, start, end)
+        widen(self._mine(), mm, start, end or TOP)
 
     def table_unhooked(self, mm: mm_struct, start: int, end: int) -> None:
-        self._widen(mm, start, end)
-
-    def _widen(self, mm: mm_struct, start: int, end: int) -> None:
-        end = end or TOP
-        known = self._hull.get(mm.slot)
-        if known is not None:
-            start, end = min(start, known[1]), max(end, known[2])
-        self._hull[mm.slot] = (mm, start, end)
+        widen(self._mine(), mm, start, end or TOP)
 
     # --- what was flushed
     def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
@@ -80,21 +95,24 @@ class FlushAudit(Observer):
         mm = self.kernel.active_mm[cpu.index]
         # Between loading a root and saying so. A broadcast also reaches CPUs that never ran a program.
         self._switching = cpu.root >= 0 and (mm is None or mm.serial != cpu.space)
-        tally = self._tally("switch_mm" if self._switching else self._call or "fault")
+        tally = self._tally("switch_mm" if self._switching else self._mine().call or "fault")
         tally.issued += 1
         if self._switching:
             return  # judged by what it drops
-        hull = self._hull.get(mm.slot) if mm is not None else None
-        stale = 0
-        if hull is not None:
-            low = hull[1] if start is None else max(start, hull[1])
-            high = hull[2] if not end else min(end, hull[2])
-            if low < high:
-                stale = cpu.count_stale(None, cpu.root, low, high)
-        if stale:
+        if mm is not None and self._drops_stale(cpu, mm, start, end):
             tally.needed += 1
         else:
             tally.redundant += 1
+
+    def _drops_stale(self, cpu: Cpu, mm: mm_struct, start: int | None, end: int | None) -> bool:
+        for work in self._work.values():
+            hull = work.hull.get(mm.slot)
+            if hull is not None:
+                low = hull[1] if start is None else max(start, hull[1])
+                high = hull[2] if not end else min(end, hull[2])
+                if low < high and cpu.count_stale(None, cpu.root, low, high):
+                    return True
+        return False
 
     def after_invalidate(self, cpu: Cpu, dropped: int) -> None:
         """The invalidation announced last dropped ``dropped`` entries."""
@@ -105,12 +123,20 @@ class FlushAudit(Observer):
             else:
                 tally.redundant += 1
 
-    def _settle(self, call: str) -> None:
-        for mm, low, high in self._hull.values():
+    def _settle(self, work: Work, call: str) -> None:
+        """``call`` is over: its flushes must have come. Where another is at work in the same mm, that one is asked."""
+        for slot, (mm, low, high) in work.hull.items():
+            others = (each for each in self._work.values() if each is not work and each.depth)
+            other = next((each for each in others if slot in each.hull), None)
+            if other is not None:
+                widen(other, mm, low, high)
+                continue
             for cpu in self.kernel.cpus:
+                if self.kernel.lazy >> cpu.index & 1:
+                    continue  # it makes up for that when it comes back
                 if self.kernel.active_mm[cpu.index] is mm and cpu.count_stale(None, cpu.root, low, high):
                     self._tally(call).missing += 1
-        self._hull.clear()
+        work.hull.clear()
 
     def _tally(self, call: str) -> Tally:
         tally = self.by_call.get(call)
@@ -125,3 +151,11 @@ class FlushAudit(Observer):
             for field in ("issued", "needed", "redundant", "missing")
         }
         return {**total, "by_call": {name: attrs.asdict(self.by_call[name]) for name in sorted(self.by_call)}}
+
+
+def widen(work: Work, mm: mm_struct, start: int, end: int) -> None:
+    """``work`` has also changed [start, end) of ``mm``."""
+    known = work.hull.get(mm.slot)
+    if known is not None:
+        start, end = min(start, known[1]), max(end, known[2])
+    work.hull[mm.slot] = mm, start, end

@@ -25,7 +25,8 @@ class Bench(Observer):
         self.mms: dict[int, mm_struct] = {}
         """serial -> every mm that has a root table now"""
         self.own_tables: dict[int, set[int]] = {}
-        """serial -> tables that came with its root; they may lie where no vma is"""
+        """serial -> tables that came with its root, or were its root; they may lie where no vma is"""
+        self._roots: dict[int, int] = {}
         self._calls: dict[int, int] = {}
         self._truncations = 0
 
@@ -63,15 +64,24 @@ class Bench(Observer):
         self._truncations -= 1
 
     def table_allocated(self, mm: mm_struct, level: int, table: int, size: int) -> None:
-        if not level:
-            self.mms[mm.serial] = mm
-        elif mm.serial not in self.mms:
-            self.own_tables.setdefault(mm.serial, set()).add(table)
+        if level and mm.serial in self.mms:
+            return
+        own = self.own_tables.setdefault(mm.serial, set())
+        if level:
+            own.add(table)
+            return
+        if mm.serial in self.mms:  # a new root above the old one
+            own.add(self._roots[mm.serial])
+        self.mms[mm.serial] = mm
+        self._roots[mm.serial] = table
 
     def table_freed(self, mm: mm_struct, level: int, table: int, size: int) -> None:
         if not level:
             self.mms.pop(mm.serial, None)
             self.own_tables.pop(mm.serial, None)
+            self._roots.pop(mm.serial, None)
+        else:
+            self.own_tables.get(mm.serial, set()).discard(table)
 
     def is_settled(self, mm: mm_struct) -> bool:
         """Whether nobody is in the middle of changing ``mm``: what it says now is what everybody must see."""

@@ -34,6 +34,8 @@ class Sched:
         """The CPU that runs the mm core now."""
         self.context: Any = self
         """Who runs there: holds locks."""
+        self.preemptible = True
+        """Whether the kernel is built to be preempted: only then may who waits for a lock ask for it."""
         self.preempt_count = 0
         self.preempt_since = 0
         self.max_preempt_off = 0
@@ -71,8 +73,8 @@ class Sched:
         return False
 
     def need_lockbreak(self, lock: Lock) -> bool:
-        """Whether somebody waits for ``lock``."""
-        return bool(lock.waiters)
+        """Whether somebody waits for ``lock``, and may ask."""
+        return self.preemptible and bool(lock.waiters)
 
     def preempt_disable(self) -> None:
         """No task switch until ``preempt_enable``."""
@@ -90,6 +92,11 @@ class Sched:
             self.max_preempt_off = max(self.max_preempt_off, cycles)
 
     # --- waiting
+    def sleep(self, cycles: int) -> None:
+        """The current task sleeps for so many cycles; others may run on its CPU."""
+        self.might_sleep("sleep")
+        self.clock[self.cpu.index] += cycles
+
     def wait(self, lock: Lock) -> None:
         """The current context, last in the lock's queue, waits until it was handed the lock."""
         raise AssertionError(f"{lock.name}: taken twice, or never released")
@@ -139,6 +146,12 @@ class TaskSched(Sched):
 
     switches = 0
     """How often the simulation went from one task to another."""
+    went_idle: Callable[[Cpu], None] | None = None
+    """Told of a CPU that has nothing left to run."""
+
+    def next_event(self) -> int:
+        """When, on this CPU's clock, user code has to stop for others to be let in."""
+        raise NotImplementedError
 
     def spawn(
         self, name: str, cpu: int, body: Callable[[], None], switched_to: Callable[[], None] | None = None
@@ -146,16 +159,22 @@ class TaskSched(Sched):
         """A new task on CPU ``cpu``; ``switched_to`` is called on its CPU each time it begins or goes on there."""
         raise NotImplementedError
 
-    def user(self, work: Callable[[], int]) -> None:
-        """Run user code: ``work`` does some of it and returns the cycles it took."""
+    def user(self, work: Callable[[], int], more: int = 0) -> None:
+        """Run user code: ``work`` does some of it and returns the cycles it took.
+
+        ``more``: cycles for which others need not expect anything but more of the same.
+        """
         raise NotImplementedError
 
     def trap(self, handler: Callable[[], None]) -> None:
         """Run kernel code that user code, inside ``user``, trapped into."""
         raise NotImplementedError
 
-    def block(self, what: object) -> None:
-        """The current task sleeps until somebody calls ``wake`` for it; ``what`` it waits for is told in a deadlock."""
+    def block(self, what: object, idle: bool = True) -> None:
+        """The current task sleeps until somebody calls ``wake`` for it; ``what`` it waits for is told in a deadlock.
+
+        ``idle`` False: its CPU does not count as idle meanwhile.
+        """
         raise NotImplementedError
 
     def sleep(self, cycles: int) -> None:

@@ -241,6 +241,8 @@ class ExploringSched(TaskSched):
                 self._stepping = task.kind != "begin" or task.switched_to is not None
                 self._enter(task)
                 task.body()
+                if task.in_context and self.went_idle is not None and not self._crowded[task.cpu]:
+                    self.went_idle(self.cpu)
                 if self.preempt_count:
                     raise AssertionError(f"task {task.name} ends with preemption off")  # noqa: TRY301
                 self._finish(task)
@@ -443,8 +445,7 @@ class ExploringSched(TaskSched):
             super().wait(lock)
         raise AssertionError(f"{lock.name}: picked while it is held")
 
-    def block(self, what: object) -> None:
-        """The current task sleeps until somebody calls ``wake`` for it."""
+    def block(self, what: object, idle: bool = True) -> None:
         self.might_sleep(getattr(what, "name", "waiting"))
         task = self.context
         task.woken = False
@@ -459,13 +460,14 @@ class ExploringSched(TaskSched):
         """Time is not what this driver goes by: others may run, for as long as the picker likes."""
         self.cond_resched()
 
-    def user(self, work: Callable[[], int]) -> None:
-        """Run user code as one operation."""
+    def next_event(self) -> int:
+        return 1 << 62
+
+    def user(self, work: Callable[[], int], more: int = 0) -> None:
         self.point("user", None)
         self.clock[self.cpu.index] += work()
 
     def trap(self, handler: Callable[[], None]) -> None:
-        """Run kernel code that user code, inside ``user``, trapped into."""
         handler()
 
     # ------------------------------------------------------------------ interrupts and RCU

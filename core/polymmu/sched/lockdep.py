@@ -5,7 +5,8 @@ order of classes; an edge that closes a circle is an inversion, and is named wit
 the circle, although nobody waits yet. A trylock adds no edge, for it never waits.
 
 Two locks of one class may be held together only where the inner one is taken as ``nested``: then something else
-guarantees their order. Costs nothing unless ``sched.lockdep`` is set. Not judged: locks that interrupts take too.
+guarantees their order; where both have one ``guard``, that the same context holds this for writing. Costs nothing
+unless ``sched.lockdep`` is set. Not judged: locks that interrupts take too.
 
 First reading: ``Lockdep.taking``, ``_path``.
 """
@@ -40,7 +41,14 @@ HELPERS = (
     "read_entry",
     "_read",
     "pte_lock",
+    "pte_lock_second",
     "pte_unlock",
+    "pte_unlock_second",
+    "table_gone",
+    "invalidate_range_start",
+    "invalidate_range_end",
+    "mmu_notifier_invalidate_range_start",
+    "mmu_notifier_invalidate_range_end",
     "mm_call",
     "put_run",
     "put_page",
@@ -108,6 +116,14 @@ class Lockdep:
                 self._edge(outer.name, place, lock.name, here)
             elif not nested:
                 self._tell("INV-LOCK", f"two of {lock.name} held, in no order that is known", place, here)
+            elif (
+                (guard := lock.guard) is not None
+                and guard is outer.guard
+                and guard.owner is not self.sched.context
+            ):
+                self._tell(
+                    "INV-LOCK", f"two of {lock.name} held without {guard.name} for writing", place, here
+                )
 
     def taken(self, lock: Lock) -> None:
         """The current context holds ``lock`` now."""
@@ -122,6 +138,11 @@ class Lockdep:
                 return
         holder = next((place for other, place in self.held() if other is lock), "nowhere")
         self._tell("INV-LOCK", f"{lock.name} released by who does not hold it", holder, place_here())
+
+    def freed(self, lock: Lock) -> None:
+        """``lock`` goes, with what it is in, although somebody holds it."""
+        holder = next((place for other, place in self.held() if other is lock), "nowhere")
+        self._tell("INV-LOCK", f"{lock.name} freed while it is held", holder, place_here())
 
     def sleeping(self, why: str, state: str) -> None:
         """The current context may sleep (``why``) although it is in ``state``, where nobody may."""

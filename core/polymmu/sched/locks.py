@@ -17,7 +17,7 @@ __all__ = ["Lock", "Mutex", "RwSem", "Spinlock"]
 class Lock:
     """What all locks have. ``name`` says what it protects: in reports, and as its class in the lock order."""
 
-    __slots__ = ("_sched", "held", "name", "owner", "since", "waiters")
+    __slots__ = ("_sched", "guard", "held", "name", "owner", "since", "waiters")
 
     spins = False
 
@@ -28,6 +28,8 @@ class Lock:
         """The context that holds it (an rw semaphore: that holds it for writing)."""
         self.since = 0
         self.waiters: list[object] = []
+        self.guard: Lock | None = None
+        """Must be held for writing by who holds two locks of which it is the guard."""
         self._sched = sched
 
 

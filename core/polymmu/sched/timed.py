@@ -58,6 +58,8 @@ class Task:
     waits_for: object = None
     preempt_count: int = 0
     preempt_since: int = 0
+    asker: Task | None = None
+    """Whom it is interrupted for, if it is."""
     glet: greenlet | None = None
 
 
@@ -83,7 +85,8 @@ class Grace:
 
 @attrs.define(eq=False)
 class Slot:
-    """What one CPU is doing. ``in_user``: it runs user code, which holds no reader."""
+    """What one CPU is doing. ``in_user``: it runs user code, which holds no reader; ``user_until``: for so long at
+    least, as far as anybody knows."""
 
     index: int
     order: float
@@ -94,6 +97,7 @@ class Slot:
     pending: list[Call] = attrs.field(factory=list)
     slice_end: int = 0
     in_user: bool = False
+    user_until: int = 0
 
 
 class TimedSched(TaskSched):
@@ -120,6 +124,8 @@ class TimedSched(TaskSched):
         self.timeslice = TIMESLICE
         self.switches = 0
         """How often the simulation went from one context to another."""
+        self.went_idle: Callable[[Cpu], None] | None = None
+        """Called on a CPU whose task has gone, and no other is ready."""
         self.context_switch = 0
         """Cycles of choosing and entering another task."""
 
@@ -152,12 +158,14 @@ class TimedSched(TaskSched):
         try:
             self._hub()
         finally:
+            self.lockdep, lockdep = None, self.lockdep
             for each in (*self._tasks, *(slot.idle for slot in self._slots)):
                 if each.glet is not None and not each.glet.dead:
                     # Torn out of the middle of kernel code, it has nothing sensible left to say.
                     with contextlib.suppress(Exception):
                         each.glet.throw(GreenletExit)
                 each.glet = None
+            self.lockdep = lockdep
             self._tasks.clear()
             for slot in self._slots:
                 slot.running = None
@@ -242,8 +250,7 @@ class TimedSched(TaskSched):
         if self.preempt_count:
             raise AssertionError(f"task {task.name} ends with preemption off")
         task.state = "done"
-        self._quiescent(self._slots[task.cpu])
-        self._slots[task.cpu].running = None
+        self._leave(self._slots[task.cpu])
 
     def _idle_loop(self) -> None:
         """The idle task: interrupts, and nothing else."""
@@ -296,11 +303,21 @@ class TimedSched(TaskSched):
             self._enqueue(slot.index, self.clock[slot.index], self.context)
             self._sleep(slot)
 
-    def _sleep(self, slot: Slot) -> None:
-        """Give the CPU to whoever is ready; returns when this task runs again."""
-        task = self.context
+    def _leave(self, slot: Slot, idle: bool = True) -> None:
+        """The current task gives its CPU up, which goes idle if no other is ready there."""
         slot.running = None
         self._quiescent(slot)
+        if (
+            idle
+            and self.went_idle is not None
+            and not (slot.ready and slot.ready[0][0] <= self.clock[slot.index])
+        ):
+            self.went_idle(self.cpus[slot.index])
+
+    def _sleep(self, slot: Slot, idle: bool = True) -> None:
+        """Give the CPU to whoever is ready; returns when this task runs again."""
+        task = self.context
+        self._leave(slot, idle)
         self._give_back()
         slot = self._slots[task.cpu]
         if slot.last is not task:
@@ -308,19 +325,44 @@ class TimedSched(TaskSched):
         if task.switched_to is not None:
             task.switched_to()
 
-    def user(self, work: Callable[[], int]) -> None:
-        """Run user code: ``work`` does some of it and returns the cycles it took."""
-        slot = self._slots[self.cpu.index]
+    def user(self, work: Callable[[], int], more: int = 0) -> None:
+        """Run user code: ``work`` does some of it and returns the cycles that go on without memory.
+
+        Those pass up to the next event, and on when others have had their turn: no interrupt waits for their end.
+        ``more``: cycles for which others need not expect anything but more of the same.
+        """
+        slot, clock = self._slots[self.cpu.index], self.clock
         slot.in_user = True
         self._quiescent(slot)
         try:
-            cycles = work()
+            end = work() + clock[slot.index]
+            while True:
+                slot.user_until = end + more
+                now = clock[slot.index] = min(end, max(clock[slot.index] + 1, self.next_event()))
+                self.point("user", None)
+                if self.need_resched():
+                    slot.in_user = False
+                    self.cond_resched()
+                    slot.in_user = True
+                if now == end:
+                    return
+                end += clock[slot.index] - now  # of interrupts and of others, not of this
         finally:
             slot.in_user = False
-        self.clock[slot.index] += cycles
-        self.point("user", None)
-        if self.need_resched():
-            self.cond_resched()
+
+    def next_event(self) -> int:
+        """When something happens next that this CPU's user code might notice: an interrupt of its own, or, just
+        passed, another CPU's next step in the kernel. ``NEVER``: nobody else can run."""
+        me = self._slots[self.cpu.index]
+        at = NEVER
+        if me.pending and self.cpu.interrupts_enabled:
+            at = me.pending[0].due
+        for slot in self._slots:
+            if slot is not me:
+                other = max(slot.user_until, self.clock[slot.index]) if slot.in_user else self._next(slot)
+                if other < at:
+                    at = other + 1
+        return at
 
     def trap(self, handler: Callable[[], None]) -> None:
         """Run kernel code that user code, inside ``user``, trapped into."""
@@ -333,15 +375,20 @@ class TimedSched(TaskSched):
             self._quiescent(slot)
 
     # ------------------------------------------------------------------ waiting
-    def block(self, what: object) -> None:
-        """The current task sleeps until somebody calls ``wake`` for it; ``what`` it waits for is told in a deadlock."""
+    def block(self, what: object, idle: bool = True) -> None:
+        """The current task sleeps until somebody calls ``wake`` for it; ``what`` it waits for is told in a deadlock.
+
+        ``idle`` False: it only waits for the simulation's sake, and its CPU is not idle.
+        """
         self.might_sleep(getattr(what, "name", "waiting"))
         self.context.waits_for = what
         self.context.state = "sleeping"
-        self._sleep(self._slots[self.cpu.index])
+        self._sleep(self._slots[self.cpu.index], idle)
 
     def sleep(self, cycles: int) -> None:
-        """The current task sleeps for so many cycles; others may run on its CPU."""
+        if self._hub_glet is None:
+            super().sleep(cycles)
+            return
         self.might_sleep("sleep")
         slot = self._slots[self.cpu.index]
         self._enqueue(slot.index, self.clock[slot.index] + cycles, self.context)
@@ -421,11 +468,12 @@ class TimedSched(TaskSched):
             call = slot.pending.pop(0)
             task = self.context
             state, waits_for = task.state, task.waits_for
-            task.state, task.waits_for = "running", None
+            task.state, task.waits_for, task.asker = "running", None, call.sender
             cpu.interrupts_enabled = False
             self.spend(call.cost, "ipi")
             call.function(cpu)
             cpu.interrupts_enabled = True
+            task.asker = None
             if task.state == "running":
                 task.state, task.waits_for = state, waits_for
             if call.sender is not None:

@@ -2,7 +2,11 @@
 
 Compiled replay knows no clock. So it runs a slice of accesses at a time, and what those cost (by the CPU's counters
 and the machine file's costs) is charged to the CPU's clock at the slice's end, and at each fault before the handler
-runs. Between two slices other CPUs go on and interrupts are taken: a slice is how late an interrupt may come.
+runs. Between two slices other CPUs go on and interrupts are taken.
+
+A slice ends about when the next event is due, by what an access cost in the slice before: everything in one go where
+nobody else can run, a few accesses while another CPU is in the kernel and may interrupt this one. Nobody knows when
+other user code will fault; it is given the time of ``SLICE`` accesses.
 
 While a fault is handled another task may run on the CPU; what the interrupted program had in the CPU is put aside
 for that time. Such a fault may come again when the program goes on, as others may have undone what was done.
@@ -20,12 +24,14 @@ from polymmu.errors import UserMistake
 from polymmu.hardware.cpu import Cpu
 from polymmu.sched.driver import TaskSched
 
-__all__ = ["SLICE", "UserCode"]
+__all__ = ["FEWEST", "MOST", "UserCode"]
 
 T = TypeVar("T")
 
 SLICE = 1000
-"""Accesses between two looks at the clock: about as many cycles as half an interrupt of another CPU takes."""
+"""Accesses of user code beside other user code: about as many cycles as half an interrupt of another CPU takes."""
+FEWEST, MOST = 32, 1 << 16
+"""Accesses of a slice: fewer cost more than they tell; more would keep Ctrl-C waiting."""
 
 
 class UserCode:
@@ -39,6 +45,8 @@ class UserCode:
         self._sched = sched
         self._cycles_of = cycles_of
         self._charged = 0
+        self._cost = 1, 1
+        """Cycles that so many accesses took in the last slice."""
 
     # --- accesses, as Cpu has them
     def load(self, va: int, size: int) -> bytes:
@@ -59,7 +67,7 @@ class UserCode:
         # Converted once: the CPU would do it for each slice, and knows a batch again by its identity.
         op, size = _ready(op, np.uint8), _ready(size, np.uint8)
         vaddr = _ready(vaddr, np.uint64)
-        for low, high in _slices(start, stop):
+        for low, high in self._slices(start, stop):
             self._run(self.cpu.replay, op, vaddr, size, low, high)
         return stop
 
@@ -75,7 +83,7 @@ class UserCode:
         """Do the page runs [start, stop)."""
         vpn, count = _ready(vpn, np.uint64), _ready(count, np.uint32)
         data, write = _ready(data, np.uint8), _ready(write, np.uint8)
-        for low, high in _slices(start, stop):
+        for low, high in self._slices(start, stop):
             self._run(self.cpu.replay_runs, vpn, data, write, count, low, high)
         return stop
 
@@ -90,6 +98,18 @@ class UserCode:
                 return
 
     # --- time
+    def _slices(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Parts of [start, stop), each cut off where the next event is to be expected."""
+        sched, clock, index = self._sched, self._sched.clock, self.cpu.index
+        while start < stop:
+            cycles, accesses = self._cost
+            left = sched.next_event() - clock[index] if sched.runs_tasks else MOST * cycles
+            end = min(stop, start + max(FEWEST, min(MOST, left * accesses // cycles)))
+            before = self._charged
+            yield start, end
+            self._cost = max(self._charged - before, 1), end - start
+            start = end
+
     def _run(self, work: Callable[..., T], *args: Any) -> T:
         """``work(*args)`` as a slice of user code."""
         if not self._sched.runs_tasks:
@@ -107,7 +127,8 @@ class UserCode:
                 self._charge()
             return 0
 
-        self._sched.user(run)
+        cycles, accesses = self._cost
+        self._sched.user(run, SLICE * cycles // accesses)
         return done[0]
 
     def _charge(self) -> None:
@@ -124,11 +145,6 @@ class UserCode:
             self._sched.trap(handler)
         finally:
             self.cpu.resume(suspended, may_fault_again=self._sched.switches != switches)
-
-
-def _slices(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    for low in range(start, stop, SLICE):
-        yield low, min(low + SLICE, stop)
 
 
 def _ready(column: NDArray[Any], kind: type) -> NDArray[Any]:

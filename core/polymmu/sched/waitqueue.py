@@ -11,10 +11,14 @@ __all__ = ["WaitQueue"]
 
 
 class WaitQueue:
-    """Tasks that wait for a condition. ``name`` is told in a deadlock."""
+    """Tasks that wait for a condition. ``name`` is told in a deadlock.
 
-    def __init__(self, sched: TaskSched, name: str) -> None:
+    ``idle`` False: a program that waits here would have run in reality, so its CPU does not count as idle.
+    """
+
+    def __init__(self, sched: TaskSched, name: str, idle: bool = True) -> None:
         self.name = name
+        self.idle = idle
         self._sched = sched
         self._sleepers: list[Any] = []
 
@@ -22,7 +26,7 @@ class WaitQueue:
         """Sleep until ``condition()``; it is looked at now and after each ``wake_up_all``."""
         while not condition():
             self._sleepers.append(self._sched.context)
-            self._sched.block(self)
+            self._sched.block(self, self.idle)
 
     def wake_up_all(self) -> None:
         """Let every sleeper look at its condition again."""

@@ -258,6 +258,8 @@ class Executor:
         }
         if flags & sys.MAP_GROWSDOWN:
             how["grows_down"] = True
+        if flags & sys.MAP_NORESERVE:
+            how["noreserve"] = True
         if not flags & sys.MAP_ANONYMOUS:
             file = process.files.setdefault(fd, _File(f"fd {fd}"))
             how["file"] = file.mapped(self.machine, offset + page_up(length))

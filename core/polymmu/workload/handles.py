@@ -31,6 +31,7 @@ class MmHandle(Protocol):
         offset: int = 0,
         populate: bool = False,
         grows_down: bool = False,
+        noreserve: bool = False,
         huge: int = 0,
     ) -> int: ...
 
@@ -128,4 +129,4 @@ class MachineHandle(Protocol):
 
     def exit_mm(self) -> object: ...
 
-    def wait_queue(self, name: str, /) -> WaitQueue: ...
+    def wait_queue(self, name: str, /, *, idle: bool = True) -> WaitQueue: ...

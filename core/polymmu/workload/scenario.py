@@ -9,6 +9,7 @@ First reading: ``run_scenario``, then ``ScenarioRun._step``.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,8 +19,8 @@ import attrs
 from polymmu.description.load_scenario import ScenarioFile
 from polymmu.description.mistakes import unknown
 from polymmu.description.scenario import CpuPlan, Step, bytes_of
-from polymmu.errors import SegmentationFault, SyscallError, UserMistake
-from polymmu.machine import CpuHandle, FileHandle, Machine, Mm
+from polymmu.errors import SegmentationFault, SyscallError, UserMistake, syscall_error
+from polymmu.machine import CpuHandle, DeviceHandle, FileHandle, Machine, Mm
 from polymmu.sanitize.balance import check_balance, frames_held
 
 __all__ = ["ScenarioResult", "run_scenario"]
@@ -78,6 +79,8 @@ class ScenarioRun:
         self.tasks: dict[str, int] = {}
         """How many tasks each mm has that has not gone down."""
         self.files: dict[str, FileHandle] = {}
+        self.devices: dict[str, DeviceHandle] = {}
+        """By the name of the mm that each is attached to."""
         self.result = ScenarioResult()
 
     def setup(self) -> None:
@@ -116,6 +119,7 @@ class ScenarioRun:
     def end(self, name: str) -> None:
         """Take down an mm that has no task any more."""
         del self.tasks[name]
+        self.devices.pop(name, None)
         self.mms.pop(name).exit()
 
     def length(self, span: str) -> int:
@@ -207,6 +211,7 @@ class TaskRun:
             file=self._file_of(what.file) if what.file else None,
             offset=length(what.offset),
             populate=what.populate,
+            huge=what.huge,
         )
 
     def _range(self, what: Any) -> tuple[int, int]:
@@ -225,6 +230,22 @@ class TaskRun:
 
     def _madvise(self, what: Any) -> None:
         self._mm_of(what).madvise(*self._range(what), what.advice)
+
+    def _remap_file_pages(self, what: Any) -> None:
+        offset = self.run_of.length(what.offset)
+        self._mm_of(what).remap_file_pages(*self._range(what), offset, populate=what.populate)
+
+    def _swap_out(self, what: Any) -> None:
+        self._mm_of(what).swap_out(*self._range(what))
+
+    def _reclaim(self, what: Any) -> None:
+        self.machine.reclaim(what.pages)
+
+    def _brk(self, what: Any) -> None:
+        mm = self._mm_of(what)
+        wanted = mm.checked().start_brk + self.run_of.length(what.length)
+        if mm.brk(wanted) != wanted:
+            raise syscall_error(errno.ENOMEM, f"the heap cannot end at {wanted:#x}")
 
     def _fork(self, what: Any) -> None:
         if what.child in self.run_of.mms:
@@ -269,6 +290,24 @@ class TaskRun:
         mm = self._mm_of(what)
         for frame in [mm.gup_fast(va, what.write) for va in range(at, at + length, self.machine.page_size)]:
             mm.put(frame)
+
+    def _attach(self, what: Any) -> None:
+        mm = self._mm_of(what)
+        name = what.mm or self.own
+        if name in self.run_of.devices:
+            raise UserMistake(f"mm '{name}' has a device already")
+        self.run_of.devices[name] = mm.attach_device(sleeps=what.sleeps)
+
+    def _device(self, what: Any) -> None:
+        self._mm_of(what)
+        name = what.mm or self.own
+        if name not in self.run_of.devices:
+            raise UserMistake(f"mm '{name}' has no device; attach one first: attach: {{mm: {name}}}")
+        device, at = self.run_of.devices[name], self.run_of.length(what.at)
+        if what.access == "store":
+            device.store(at, b"x")
+        else:
+            device.load(at, 1)
 
     def _work(self, what: Any) -> None:
         self.machine.work(what.cycles)

@@ -53,7 +53,7 @@ class ThreadedExecutor(Executor):
         self.epochs = self._epochs()
         self._deal()
         self.spans = {tid: self._span(tid) for tid in self.tids}
-        self.queue = self.machine.wait_queue("the recorded order of calls")
+        self.queue = self.machine.wait_queue("the recorded order of calls", idle=False)
         self.arrived = self.passed = 0
         self.killed = self.mapping = False
         self._start(0, main)

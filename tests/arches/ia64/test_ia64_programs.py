@@ -15,7 +15,6 @@ from polymmu.errors import SegmentationFault, SyscallError
 from polymmu.hardware.cpu import Cpu
 from polymmu.machine import Machine, Mm
 from polymmu.mm.gather import tlb_finish_mmu, tlb_gather_mmu
-from polymmu.mm.pgtables import free_pgtables
 from polymmu.mm.vma import find_vma
 from polymmu.mm.zap import unmap_vmas
 from polymmu_ia64.tlbflush import Contexts, vhpt_slot
@@ -259,7 +258,7 @@ def test_a_table_is_free_before_the_vhpt_is_purged_and_the_walker_still_reads_it
         assert vma is not None
         tlb = tlb_gather_mmu(mm.struct)
         unmap_vmas(tlb, vma, vma.vm_start, vma.vm_end)
-        free_pgtables(tlb, vma, 0, 0)
+        machine.kernel.variants.free_pgtables.free_pgtables(tlb, vma, 0, 0)
         taken = [alloc_page(machine.kernel, "anon") for _ in range(2)]
         assert (table >> 14 in taken) == early, (
             "the next pages anybody asks for; the other was the upper table"

@@ -11,8 +11,10 @@ from polymmu.arch import EntryRun, defaults, hookimpl, mm_struct, mmu_gather
 from polymmu.errors import SegmentationFault
 from polymmu.events import Events, Observer
 from polymmu.machine import Machine, Mm
+from polymmu.mm.mm import activate
 from polymmu.mm.tables import find_entry, read_ptes
-from polymmu_sparc64.tsb import tsb_words
+from polymmu_sparc64.miss import M_TSB
+from polymmu_sparc64.tsb import load_tsbs_everywhere, tsb_words
 from tests.arches.sparc64.machines import (
     PAGE,
     PMD,
@@ -108,13 +110,31 @@ def test_the_tsbs_go_with_their_mm() -> None:
 def test_without_memory_for_a_tsb_every_miss_walks() -> None:
     emulated = machine()
     asked = iter((True, False))
-    emulated.kernel.free.fail_next = lambda what: next(asked, False)
+    emulated.kernel.free.fail_next = lambda what: what == "tsb" and next(asked, False)
     mm = program(emulated, 1)
     assert mm.struct.context.tsb is None
     for _ in range(2):
         emulated.kernel.cpus[0].invalidate(asid=None)
         assert counted(emulated, UPPER) == {"count": 1, "references": 3, "traps": 1, "tsb_misses": 1}
     mm.exit()
+
+
+def test_a_cpu_that_went_to_another_program_keeps_that_ones_tsb() -> None:
+    """The interrupt that announces a larger TSB may come when its CPU runs something else."""
+    emulated = machine("tsb", "cpus=2")
+    mm, other = program(emulated, 1), emulated.new_mm()
+    emulated.cpus[1].switch_mm(mm)
+    sched = emulated.kernel.sched
+    sched.cpu = emulated.kernel.cpus[0]
+    ipi = sched.ipi
+
+    def late(mask: int, function: Any, cost: int) -> int:
+        activate(emulated.kernel, emulated.kernel.cpus[1], other.struct)
+        return ipi(mask, function, cost)
+
+    sched.ipi = late  # type: ignore[method-assign]
+    load_tsbs_everywhere(mm.struct)
+    assert int(emulated.kernel.cpus[1].mmu[M_TSB]) == other.struct.context.tsb.base
 
 
 def test_a_tsb_that_nobody_flushes_brings_the_unmapped_page_back() -> None:

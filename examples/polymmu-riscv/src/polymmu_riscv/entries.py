@@ -9,7 +9,8 @@ are A, D and U in an entry that points to a table, and its bits 63..54. The righ
 
 A page without rights keeps its frame in an entry that is not valid: Linux marks it with G, which such an entry has no
 other use for. G in an entry that points to a table (all below it is global) is not used: to ignore it is slower, never
-wrong.
+wrong. Without G it is in the swap area: type in bits 10:6, offset above. (Linux has no file ptes since 4.0, and RISC-V
+only since 4.15: a file is mapped in its own order here.)
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from polymmu.arch import (
     FaultInfo,
     Field,
     Privilege,
+    SoftEntry,
     WalkFault,
 )
 
@@ -71,6 +73,7 @@ def entry_format(*, is_last: bool, svpbmt: bool, mxr: bool) -> EntryFormat:
         leaves_alone=True,
         table_bits=V,
         prot_none=Field(V | G, G),
+        swap=SoftEntry(mask=V | G, on=0, parts=(((6, 5),), ((11, 53),))) if is_last else None,
     )
 
 

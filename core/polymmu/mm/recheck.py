@@ -1,0 +1,43 @@
+"""Whether a page of a file that a fault has found may still be mapped, looked at below the table lock (A1.8).
+
+Between finding the page and mapping it the fault may sleep, and a truncation may come and go. Truncation writes the
+size, unmaps, then takes the page out of the cache. So a page that is inside the file and in its cache may be mapped:
+truncation has yet to come this way.
+"""
+
+from __future__ import annotations
+
+from polymmu.description.model import KernelChoice
+from polymmu.hooks import ArchKernel
+from polymmu.mm.pagecache import is_cached_at
+from polymmu.structs import File
+
+__all__ = ["CacheRecheck", "recheck_of"]
+
+
+class CacheRecheck:
+    """Ask the cache and the file's size."""
+
+    def __init__(self, kernel: ArchKernel) -> None:
+        self.kernel = kernel
+
+    @staticmethod
+    def refuses(choice: KernelChoice) -> str:
+        """Why this makes no sense beside the other choices; empty where it does."""
+        return ""
+
+    def begin(self, file: File) -> int:
+        """Before the fault reads the file's size: what ``may_map`` will want to know."""
+        return 0
+
+    def may_map(self, file: File, index: int, cached: int, private: bool, begun: int) -> bool:
+        """With the table lock held: whether page ``index``, found as frame ``cached``, or its ``private`` copy may be
+        mapped. False: the fault begins anew."""
+        inside = index * self.kernel.shape.layout.page_size < file.size
+        return inside and is_cached_at(self.kernel, file.mapping, index, cached)
+
+
+def recheck_of(kernel: ArchKernel) -> CacheRecheck:
+    """The machine's."""
+    strategy: CacheRecheck = kernel.variants.fault_recheck
+    return strategy

@@ -1,0 +1,52 @@
+"""What faults of a file checked before mapping what they had found (A1.8).
+
+``count`` (July 2003 to 2.6.22): whether any truncation of the file began meanwhile, by the number of the last one. It
+covers what lies beyond the file's new end, for the size is written before the number; a fault in a page that is only
+invalidated is not covered (54). ``page-lock`` (2.6.23 on): the page stays locked until it is mapped, and who takes it
+out of the cache locks it too. A private copy is another page, which truncation then has to unmap a second time (55).
+"""
+
+from __future__ import annotations
+
+from polymmu.description.model import KernelChoice
+from polymmu.mm.pagecache import is_cached_at
+from polymmu.mm.recheck import CacheRecheck
+from polymmu.structs import File
+
+__all__ = ["CountRecheck", "PageLockRecheck"]
+
+
+class CountRecheck(CacheRecheck):
+    """seq = truncate_count."""
+
+    @staticmethod
+    def refuses(choice: KernelChoice) -> str:
+        if choice.truncate == "mutex":
+            return (
+                "truncation with a mutex counts nothing that a fault could check; choose another `truncate`"
+            )
+        return ""
+
+    def begin(self, file: File) -> int:
+        return file.mapping.truncate_count
+
+    def may_map(self, file: File, index: int, cached: int, private: bool, begun: int) -> bool:
+        return begun == file.mapping.truncate_count
+
+
+class PageLockRecheck(CacheRecheck):
+    """A private copy is made from a page that is still cached; where the file now ends it does not ask."""
+
+    @staticmethod
+    def refuses(choice: KernelChoice) -> str:
+        if choice.truncate in ("no-break", "restart-vma", "restart-count-2004"):
+            return (
+                f"`truncate: {choice.truncate}` unmaps once, and private copies made meanwhile would stay; "
+                "choose a later `truncate`"
+            )
+        return ""
+
+    def may_map(self, file: File, index: int, cached: int, private: bool, begun: int) -> bool:
+        if private:
+            return is_cached_at(self.kernel, file.mapping, index, cached)
+        return super().may_map(file, index, cached, private, begun)
