@@ -9,6 +9,7 @@ import pytest
 
 import polymmu
 from polymmu.cli.main import main
+from polymmu.exploration.explorer import Limits
 
 SCENARIO = """
 scenario: 1
@@ -104,3 +105,26 @@ def test_the_same_seed_gives_the_same_verdict_and_executions(walker: Path) -> No
     one, other = (polymmu.explore(walker, "s390", variant="buggy", strategy="pct", seed=5) for _ in range(2))
     assert one.verdict.schedule == other.verdict.schedule
     assert one.verdict.executions == other.verdict.executions
+
+
+RESTART = "001-restart-vma-reused"
+
+
+def test_the_restart_race_of_2004_is_found_on_the_real_core() -> None:
+    """Corpus 1: by source sets in at most 500 executions, by random schedules in a median of at most 100."""
+    found = polymmu.explore(RESTART, variant="buggy", strategy="dpor")
+    assert found.to_dict()["violation"]["invariant"] == "INV-TRUNC"
+    assert found.verdict.executions <= 500
+    needed = sorted(
+        polymmu.explore(
+            RESTART, variant="buggy", strategy="pct", seed=seed, limits=Limits(random=400)
+        ).verdict.executions
+        for seed in range(9)
+    )
+    assert needed[len(needed) // 2] <= 100
+
+
+@pytest.mark.slow
+def test_the_version_that_followed_four_days_later_is_clean_in_every_interleaving() -> None:
+    found = polymmu.explore(RESTART, strategy="dpor").to_dict()
+    assert (found["verdict"], found["complete"]) == ("clean", True)

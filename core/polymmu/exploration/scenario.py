@@ -20,6 +20,7 @@ from polymmu.exploration.restore import Saved
 from polymmu.exploration.schedule import Recorder, Schedule
 from polymmu.exploration.watch import watch
 from polymmu.machine import Machine
+from polymmu.mm.mm import leave_lazy_tlb
 from polymmu.sanitize.violation import Violation
 from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
 from polymmu.workload.scenario import ScenarioRun, Stop
@@ -122,7 +123,8 @@ class Explored:
         self.run.start()
         failure = self.sched.run(picker)
         violations = self.sanitizer.violations
-        if failure is None and not violations:
+        if failure is None:
+            leave_lazy_tlb(self.machine.kernel)
             self.sanitizer.finish()
         if violations:
             first = violations[0]

@@ -15,6 +15,7 @@ First reading: ``point``, ``_park``, ``_can_go``; then ``ipi``.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -136,6 +137,8 @@ class ExploringSched(TaskSched):
         super().__init__(cpus)
         self.budgets = dict(budgets or {})
         self._left: dict[str, int] = {}
+        self._wanted: list[Lock] = []
+        """Held locks that somebody is said to wait for."""
         self._last = -1
         """Who did the last operation."""
         self._boot = Task((), -1, "boot", 0, lambda: None)
@@ -171,9 +174,9 @@ class ExploringSched(TaskSched):
         return self._numbers, self._pool, self.names
 
     def in_user_mode(self, cpu: Cpu) -> bool:
-        """Whether ``cpu`` is about to run user code, or does so for all that the kernel knows."""
+        """Whether ``cpu`` runs user code for all that the kernel knows: its task waits there for its turn."""
         task = self._on_cpu[cpu.index]
-        return task is None or task.kind in ("user", "begin")
+        return task is not None and task.kind == "user"
 
     @property
     def runs_tasks(self) -> bool:  # type: ignore[override]  # solo's never changes
@@ -230,6 +233,7 @@ class ExploringSched(TaskSched):
         self._tasks.clear()
         self._newborn.clear()
         self._did = []
+        self._wanted = []
         self._stepping = False
         self._on_cpu = [None] * len(self.cpus)
         self._crowded = [False] * len(self.cpus)
@@ -250,8 +254,9 @@ class ExploringSched(TaskSched):
                 pass
             except BaseException as failure:
                 if not self._dying:
-                    self._finish(task)
                     self._failure = failure
+                    with contextlib.suppress(Exception):  # a picker may complain of the unwinding, too
+                        self._finish(task)
             me, task.glet = task.glet, None
             assert me is not None and self._hub is not None
             self._pool.append(me)
@@ -306,6 +311,8 @@ class ExploringSched(TaskSched):
             mode = Mode.READ if what.held else Mode.TRY
         if mode is not None:
             self._did.append((what.key if kind == "ack" else what, mode))
+        if kind == "unlock" and what in self._wanted:
+            self._wanted.remove(what)
         if self._crowded[self.cpu.index]:
             self._did.append((("cpu", self.cpu.index), Mode.WRITE))
 
@@ -354,13 +361,13 @@ class ExploringSched(TaskSched):
         able = [task for task in self._tasks if self._can_go(task)]
         if not able:
             if self._tasks:
-                self._picker.stuck([(task.number, self._would_do(task)) for task in self._tasks])
                 self._failure = Stuck(self._who_waits())
+                self._picker.stuck([(task.number, self._would_do(task)) for task in self._tasks])
             return None
         try:
             number = self._picker.pick(self._last, [task.number for task in able])
-        except Halt as halt:
-            self._failure = halt
+        except Exception as failure:  # Halt, or a schedule that does not fit
+            self._failure = failure
             return None
         for task in able:
             if task.number == number:
@@ -428,7 +435,10 @@ class ExploringSched(TaskSched):
         return bool(self.choice("need_resched"))
 
     def need_lockbreak(self, lock: Lock) -> bool:
-        return bool(self.choice("lock_break"))
+        """Somebody may wait, and then does so until the lock is dropped."""
+        if lock not in self._wanted and (self.choice(f"{lock.name}_break") or self.choice("lock_break")):
+            self._wanted.append(lock)
+        return lock in self._wanted
 
     # ------------------------------------------------------------------ waiting
     def might_sleep(self, why: str) -> None:

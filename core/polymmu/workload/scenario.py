@@ -141,9 +141,13 @@ class TaskRun:
         """The life of the task."""
         for _ in range(plan.times):
             for number, step in enumerate(plan.do):
+                if self.run_of.lingering and self.own:
+                    self.machine.work(0)  # between two steps it is in user mode
                 self.step(f"{self.where}.do[{number}]", step)
         if not self.run_of.lingering:
             self._leave()
+        elif self.own:
+            self.machine.work(0)
 
     def _leave(self) -> None:
         """This task gives its mm up, the last one takes it down."""
