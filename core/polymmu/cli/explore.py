@@ -20,7 +20,9 @@ def add(commands: Any) -> None:
         "explore", help="every interleaving of a scenario, up to the bounds", description=__doc__
     )
     parser.add_argument("scenario", metavar="SCENARIO", help="an installed scenario's name, or a YAML file")
-    parser.add_argument("--machine", default="x86_64", metavar="M", help="where it happens (default: x86_64)")
+    parser.add_argument(
+        "--machine", metavar="M", help="where it happens (default: the plain machine of the host's kind)"
+    )
     parser.add_argument(
         "--variant", metavar="NAME", help="buggy or fixed, of a scenario with both (default: fixed)"
     )
@@ -74,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
             limits=limits,
             seed=options.seed or 0,
             speculate=options.speculate,
-            replay=options.replay or f"{file.scenario.name}-{Path(options.machine).stem}.replay.json",
+            replay=options.replay or f"{file.scenario.name}-{Path(options.machine or 'here').stem}.replay.json",
             progress=None if update is None else lambda strategy, done: update(done, options.executions),
         )
     common.emit(options, found.to_dict(), lambda: str(found))

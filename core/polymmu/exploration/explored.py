@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from polymmu.description.installed import machine_files
 from polymmu.description.load_scenario import ScenarioFile, load_scenario
 from polymmu.exploration.explorer import Limits, Verdict, search, shrink
 from polymmu.exploration.replay_file import write_replay
@@ -38,7 +40,7 @@ class Finding:
 
 def explore(
     scenario: str | Path | ScenarioFile,
-    machine: str | Path = "x86_64",
+    machine: str | Path | None = None,
     *,
     variant: str | None = None,
     strategy: str = "portfolio",
@@ -51,12 +53,15 @@ def explore(
 ) -> Finding:
     """Look for an interleaving of ``scenario`` on ``machine`` that breaks something, or cover them all.
 
+    ``machine`` None: the plain machine of the first architecture that the scenario is about, or of the host's.
     ``variant``: of a scenario with several (None: the fixed one). ``strategy``: ``portfolio``, ``default``, ``pct``,
     ``dpor``, ``sleep``, ``naive`` or ``bounded``. ``replay``: where to write a schedule that breaks something, which
     is made as short as can be first. ``progress(strategy, executions)`` is called after each execution. Raises
     UserMistake; interrupted it says what it has.
     """
     file = scenario if isinstance(scenario, ScenarioFile) else load_scenario(str(scenario))
+    if machine is None:
+        machine = _plain_machine(file)
     program = Explored(machine, file, sets=sets, variant=variant, speculate=speculate)
     verdict = search(program, strategy, limits=limits, seed=seed, tell=progress)
     if verdict.schedule is not None and verdict.outcome is not None:
@@ -67,3 +72,10 @@ def explore(
             write_replay(Path(replay), program, schedule, outcome, file.filename)
     written = str(replay) if replay is not None and verdict.schedule is not None else None
     return Finding(verdict, file.scenario.name, program.machine.name, program.sched.names, written)
+
+
+def _plain_machine(file: ScenarioFile) -> str:
+    """Where a scenario is explored of which nobody says where."""
+    known = machine_files()
+    wished = (*file.scenario.arches, platform.machine())
+    return next((name for name in wished if name in known), next(iter(known), ""))
