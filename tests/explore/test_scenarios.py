@@ -9,6 +9,7 @@ import pytest
 
 import polymmu
 from polymmu.cli.main import main
+from polymmu.description import installed
 from polymmu.exploration.explorer import Limits
 
 SCENARIO = """
@@ -128,3 +129,14 @@ def test_the_restart_race_of_2004_is_found_on_the_real_core() -> None:
 def test_the_version_that_followed_four_days_later_is_clean_in_every_interleaving() -> None:
     found = polymmu.explore(RESTART, strategy="dpor").to_dict()
     assert (found["verdict"], found["complete"]) == ("clean", True)
+
+
+def test_a_loop_that_would_never_end_is_found_by_fair_schedules(tmp_path: Path) -> None:
+    """Corpus 2: without a mark for vmas that are done, a truncation that is always asked to stop begins anew for ever."""
+    text = Path(installed.scenario_files()[RESTART].path).read_text()
+    path = tmp_path / "livelock.yaml"
+    path.write_text(text.replace("restart-vma}", "bug-2}").replace(f"name: {RESTART}", "name: livelock"))
+    found = polymmu.explore(path, variant="buggy", strategy="fair", replay=tmp_path / "found.json")
+    assert found.to_dict()["violation"]["invariant"] == "INV-PROG"
+    assert main(["replay", str(tmp_path / "found.json")]) == 1
+    assert polymmu.explore(path, variant="fixed", strategy="fair").verdict.outcome is None

@@ -11,7 +11,7 @@ from polymmu.errors import UserMistake
 
 __all__ = ["add", "run"]
 
-STRATEGIES = ("portfolio", "default", "pct", "dpor", "sleep", "naive", "bounded")
+STRATEGIES = ("portfolio", "default", "fair", "pct", "dpor", "sleep", "naive", "bounded")
 
 
 def add(commands: Any) -> None:
@@ -76,7 +76,8 @@ def run(options: argparse.Namespace) -> int:
             limits=limits,
             seed=options.seed or 0,
             speculate=options.speculate,
-            replay=options.replay or f"{file.scenario.name}-{Path(options.machine or 'here').stem}.replay.json",
+            replay=options.replay
+            or f"{file.scenario.name}-{Path(options.machine or 'here').stem}.replay.json",
             progress=None if update is None else lambda strategy, done: update(done, options.executions),
         )
     common.emit(options, found.to_dict(), lambda: str(found))

@@ -65,8 +65,12 @@ def explore(
     program = Explored(machine, file, sets=sets, variant=variant, speculate=speculate)
     verdict = search(program, strategy, limits=limits, seed=seed, tell=progress)
     if verdict.schedule is not None and verdict.outcome is not None:
-        schedule, _ = shrink(program, verdict.schedule, verdict.outcome)
-        outcome, schedule = program.told(Replay(schedule, strict=False))
+        schedule = verdict.schedule
+        if not schedule.unbounded:  # a livelock is as long as it is
+            schedule, _ = shrink(program, schedule, verdict.outcome)
+        unbounded = schedule.unbounded
+        outcome, schedule = program.told(Replay(schedule, strict=False), unbounded=unbounded)
+        schedule = attrs.evolve(schedule, unbounded=unbounded)
         verdict = attrs.evolve(verdict, schedule=schedule, outcome=outcome)
         if replay is not None:
             write_replay(Path(replay), program, schedule, outcome, file.filename)

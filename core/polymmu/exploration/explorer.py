@@ -1,6 +1,7 @@
 """What ``polymmu explore`` does: look for a schedule that breaks an invariant, or cover them all.
 
-A portfolio with one budget: the default schedule; a few hundred random ones, which find most races soonest; then the
+A portfolio with one budget: the default schedule; a few fair ones in which every choice comes out against the program
+each time, for loops that must end all the same; a few hundred random ones, which find most races soonest; then the
 search with source sets to its end, which proves that there is none. If that does not end in time, schedules of few
 preemptions are covered instead, which is a claim of its own. A verdict says what was covered, never more.
 
@@ -15,7 +16,7 @@ from typing import Any
 
 import attrs
 
-from polymmu.exploration.random_walks import Pct
+from polymmu.exploration.random_walks import Fair, Pct
 from polymmu.exploration.scenario import Explored, Outcome
 from polymmu.exploration.schedule import Recorder, Replay, Schedule
 from polymmu.exploration.search import Search
@@ -23,6 +24,7 @@ from polymmu.sched.exploring import Picker
 
 __all__ = ["Limits", "Verdict", "search", "shrink"]
 
+FAIR_TURNS = (1, 4, 16)
 PCT_DEPTHS = (3, 2, 5, 1, 4)
 
 
@@ -82,6 +84,8 @@ class Exploration:
         try:
             if strategy in ("portfolio", "default"):
                 self._once("default", Replay(Schedule(), strict=False))
+            if strategy in ("portfolio", "fair") and not self.found and self.program.sched.budgets:
+                self._fair()
             if strategy in ("portfolio", "pct") and not self.found:
                 self._random()
             if strategy in ("portfolio", "dpor", "sleep", "naive") and not self.found:
@@ -115,23 +119,30 @@ class Exploration:
             interrupted=interrupted,
         )
 
-    def _once(self, strategy: str, picker: Picker) -> bool:
+    def _once(self, strategy: str, picker: Picker, *, unbounded: bool = False) -> bool:
         """One execution; whether it found something."""
         self.strategy = strategy
         recorder = Recorder(picker)
-        outcome = self.program.once(recorder)
+        outcome = self.program.once(recorder, unbounded=unbounded)
         self.executions += 1
         self.blocked += outcome.halted is not None
         if not self.steps:
             self.steps = len(recorder.schedule.steps)
         if outcome.finding:
-            self.found = outcome, recorder.schedule
+            self.found = outcome, attrs.evolve(recorder.schedule, unbounded=unbounded)
         self.tell(strategy, self.executions)
         return self.found is not None
 
     def _check_limits(self) -> None:
         if self.executions >= self.limits.executions or time.monotonic() - self.began > self.limits.seconds:
             raise Enough
+
+    def _fair(self) -> None:
+        """Whether it ends, however often somebody asks."""
+        for turns in FAIR_TURNS:
+            self._check_limits()
+            if self._once("fair", Fair(turns), unbounded=True):
+                return
 
     def _random(self) -> None:
         for number in range(self.limits.random):

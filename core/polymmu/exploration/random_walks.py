@@ -14,10 +14,40 @@ from collections.abc import Sequence
 
 from polymmu.sched.access import Access
 
-__all__ = ["Pct"]
+__all__ = ["Fair", "Pct"]
 
 CHOICE = 0.25
 """How likely a choice comes out other than 0."""
+
+
+class Fair:
+    """Everybody in turn, ``turns`` operations each, and every choice comes out other than 0: who does not end so, does
+    not end at all."""
+
+    def __init__(self, turns: int) -> None:
+        self._turns = turns
+        self._left = turns
+
+    def spawned(self, task: int) -> None:
+        """See ``Picker``."""
+
+    def pick(self, current: int, able: Sequence[int]) -> int:
+        """See ``Picker``."""
+        self._left -= 1
+        if current in able and self._left > 0:
+            return current
+        self._left = self._turns
+        return next((task for task in sorted(able) if task > current), min(able))
+
+    def choose(self, options: int) -> int:
+        """See ``Picker``."""
+        return options - 1
+
+    def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
+        """See ``Picker``."""
+
+    def stuck(self, blocked: Sequence[tuple[int, Sequence[Access]]]) -> None:
+        """See ``Picker``."""
 
 
 class Pct:

@@ -115,7 +115,9 @@ def replay(path: Path) -> tuple[Explored, Outcome, Schedule]:
         speculate=data["speculate"],
     )
     try:
-        outcome, schedule = program.told(Replay(file.schedule, strict=True))
+        outcome, schedule = program.told(
+            Replay(file.schedule, strict=True), unbounded=file.schedule.unbounded
+        )
     except Diverged as diverged:
         raise UserMistake(f"{diverged}; the code is not what it was", place=str(path)) from None
     if len(schedule.steps) != len(file.schedule.steps) and not outcome.finding:

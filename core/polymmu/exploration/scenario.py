@@ -15,12 +15,13 @@ import numpy as np
 from polymmu.boot import TimedVectors
 from polymmu.description.load_scenario import ScenarioFile
 from polymmu.errors import UserMistake
-from polymmu.events import EVENT_NAMES
+from polymmu.events import EVENT_NAMES, Events
 from polymmu.exploration.restore import Saved
 from polymmu.exploration.schedule import Recorder, Schedule
 from polymmu.exploration.watch import watch
 from polymmu.machine import Machine
 from polymmu.mm.mm import leave_lazy_tlb
+from polymmu.sanitize.state import State
 from polymmu.sanitize.violation import Violation
 from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
 from polymmu.workload.scenario import ScenarioRun, Stop
@@ -80,8 +81,16 @@ class Explored:
         watch(kernel, self.sched, self.machine.vectors.programs, speculate=speculate)
         assert self.machine.sanitizer is not None
         self.sanitizer = self.machine.sanitizer
+        # Counters and audits are nobody's business here: the referee alone listens.
+        kernel.events = Events((self.sanitizer.bench, *self.sanitizer.judges))
+        self.sanitizer.only_watcher()
         for name in EVENT_NAMES:
             setattr(kernel.events, name, _silent(self.sched, getattr(kernel.events, name)))
+        for judge in self.sanitizer.judges:
+            if isinstance(judge, State):
+                judge.eager = (
+                    False  # what is wrong stays wrong to the end, or a judge of single events sees it
+                )
         self.sched.after_step = self._look_at_users
         self.run = ScenarioRun(self.machine, file, lingering=True)
         self.run.setup()
@@ -102,26 +111,26 @@ class Explored:
             ],
         )
 
-    def once(self, picker: Picker) -> Outcome:
-        """One execution under ``picker``; the machine is then as it was."""
+    def once(self, picker: Picker, *, unbounded: bool = False) -> Outcome:
+        """One execution under ``picker``; the machine is then as it was. ``unbounded``: budgets are never used up."""
         self.executions += 1
         try:
-            return self._outcome(picker)
+            return self._outcome(picker, unbounded)
         finally:
             self._saved.restore()
 
-    def told(self, picker: Picker) -> tuple[Outcome, Schedule]:
+    def told(self, picker: Picker, *, unbounded: bool = False) -> tuple[Outcome, Schedule]:
         """One execution, with every step and where in the code it was."""
         recorder = Recorder(picker, lambda: self.sched.context.place)
-        self.sched.with_places = True
+        self.sched.tells_places = True
         try:
-            return self.once(recorder), recorder.schedule
+            return self.once(recorder, unbounded=unbounded), recorder.schedule
         finally:
-            self.sched.with_places = False
+            self.sched.tells_places = False
 
-    def _outcome(self, picker: Picker) -> Outcome:
+    def _outcome(self, picker: Picker, unbounded: bool) -> Outcome:
         self.run.start()
-        failure = self.sched.run(picker)
+        failure = self.sched.run(picker, unbounded=unbounded)
         violations = self.sanitizer.violations
         if failure is None:
             leave_lazy_tlb(self.machine.kernel)

@@ -44,6 +44,8 @@ class Schedule:
     turns: dict[tuple[int, int], int] = attrs.field(factory=dict)
     values: dict[tuple[int, int], int] = attrs.field(factory=dict)
     steps: tuple[Step, ...] = ()
+    unbounded: bool = False
+    """Whether budgets of choices were never used up."""
 
     @property
     def size(self) -> int:
@@ -60,6 +62,7 @@ class Schedule:
         return {
             "turns": [[*at, to] for at, to in self.turns.items()],
             "values": [[*at, value] for at, value in self.values.items()],
+            "unbounded": self.unbounded,
             "steps": [[step.task, step.kind, step.what] for step in self.steps],
         }
 
@@ -75,6 +78,7 @@ class Schedule:
             {(int(task), int(nth)): int(to) for task, nth, to in data["turns"]},
             {(int(task), int(nth)): int(value) for task, nth, value in data["values"]},
             tuple(steps),
+            bool(data["unbounded"]),
         )
 
 

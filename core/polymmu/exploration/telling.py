@@ -12,6 +12,8 @@ __all__ = ["columns", "steps_of", "verdict_dict", "verdict_text"]
 
 Names = Mapping[int, tuple[str, int]]
 WIDTH = 38
+SHOWN = 60
+"""Steps shown from the beginning, and from the end, of a schedule that goes on for ever."""
 
 
 def steps_of(schedule: Schedule, names: Names) -> list[dict[str, Any]]:
@@ -35,7 +37,13 @@ def columns(schedule: Schedule, names: Names) -> str:
         " ".join(f"CPU {cpu}".ljust(WIDTH) for cpu in cpus).rstrip(),
         " ".join("=" * WIDTH for _ in cpus),
     ]
-    for text, cpu in _folded(schedule.steps, names):
+    rows = _folded(schedule.steps, names)
+    left_out = len(rows) - 2 * SHOWN
+    for number, (text, cpu) in enumerate(rows):
+        if left_out > 0 and SHOWN <= number < SHOWN + left_out:
+            if number == SHOWN:
+                lines.append(f"... {left_out} more ...")
+            continue
         lines.append((" " * (WIDTH + 1) * cpus.index(cpu) + text).rstrip())
     return "\n".join(lines)
 

@@ -25,6 +25,8 @@ class Sched:
     """The solo driver, and the interface every driver has."""
 
     name = "solo"
+    tells_places = True
+    """Whether whoever watches is told where in the code things happen; finding out takes longer than most of them."""
     runs_tasks = False
     """Whether the caller is a task that shares the machine with others."""
 

@@ -34,6 +34,7 @@ from polymmu.sched.locks import Lock, RwSem
 __all__ = ["ExploringSched", "Halt", "Picker", "Stuck", "Task"]
 
 Key = tuple[int, ...]
+NEVER = 1 << 62
 
 
 class Halt(Exception):
@@ -162,7 +163,7 @@ class ExploringSched(TaskSched):
         """How often the simulation went from one task to another."""
         self.names: dict[int, tuple[str, int]] = {}
         """Name and CPU of each task that there ever was, by number."""
-        self.with_places = False
+        self.tells_places = False
         self.silent = False
         """Whoever only looks does so now: nothing is an operation."""
         self.after_step: Callable[[], None] | None = None
@@ -204,11 +205,16 @@ class ExploringSched(TaskSched):
         self._newborn.append(task)
         return task
 
-    def run(self, picker: Picker) -> BaseException | None:
-        """One execution with the tasks that were spawned; what a task raised, Stuck, Halt, or None."""
+    def run(self, picker: Picker, *, unbounded: bool = False) -> BaseException | None:
+        """One execution with the tasks that were spawned; what a task raised, Stuck, Halt, or None.
+
+        ``unbounded``: budgets are never used up.
+        """
         assert self._picker is None, "run is not re-entrant"
         self._picker, self._hub, self._failure = picker, getcurrent(), None
-        self._left = dict(self.budgets)
+        self._left = {
+            what: NEVER if unbounded and budget else budget for what, budget in self.budgets.items()
+        }
         self._last = -1
         outer = self.context, self.cpu, self.preempt_count
         try:
@@ -285,8 +291,8 @@ class ExploringSched(TaskSched):
         if not self._atomic:
             self._finish(task)
             task.kind, task.what = kind, what
-            if self.with_places:
-                task.place = place_here()
+            if self.tells_places:
+                task.place = place_here(self)
             self._park(task)
         self._stepping = True
         self._note(kind, what)
@@ -471,7 +477,7 @@ class ExploringSched(TaskSched):
         self.cond_resched()
 
     def next_event(self) -> int:
-        return 1 << 62
+        return NEVER
 
     def user(self, work: Callable[[], int], more: int = 0) -> None:
         self.point("user", None)
