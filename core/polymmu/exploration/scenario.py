@@ -94,6 +94,8 @@ class Explored:
         self.sched.after_step = self._look_at_users
         self.run = ScenarioRun(self.machine, file, lingering=True)
         self.run.setup()
+        if self.sched.budgets.get("alloc_failure"):
+            kernel.free.fail_next = lambda site: bool(self.sched.choice("alloc_failure"))
         self.executions = 0
         self._saved = Saved(
             [self.machine, self.run],

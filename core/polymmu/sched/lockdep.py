@@ -62,7 +62,7 @@ HELPERS = (
 
 
 def place_here(sched: Sched) -> str:
-    """The innermost place that did something of its own: ``file.py:line function``. Empty where nobody wants to know."""
+    """The innermost place that did something of its own: ``file.py:line function``; empty where unwanted."""
     if not sched.tells_places:
         return ""
     frame = sys._getframe(1)
