@@ -104,7 +104,18 @@ class Worker:
         "truncate",
         "pin",
     )
-    SWAPPING = ("store", "store", "load", "load", "load", "swap_out", "swap_out", "reclaim", "remap", "work_on_file")
+    SWAPPING = (
+        "store",
+        "store",
+        "load",
+        "load",
+        "load",
+        "swap_out",
+        "swap_out",
+        "reclaim",
+        "remap",
+        "work_on_file",
+    )
     """What is done besides on a machine that swaps."""
 
     def __init__(self, common: Common, cpu: CpuHandle, mm: Mm, shared: int, seed: int) -> None:

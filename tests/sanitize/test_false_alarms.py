@@ -18,7 +18,7 @@ def test_walks_from_pages_say_nothing_of_the_call_that_had_to_make_room() -> Non
 
 
 def test_a_lazy_cpu_drops_an_old_store_to_a_frame_that_is_another_files_by_now() -> None:
-    """Nobody interrupts CPU 1 while it idles: its TLB says that the frame was stored to, which was in its former life."""
+    """Nobody interrupts CPU 1 while it idles: that the frame was stored to, as its TLB has it, was in a former life."""
     made = machine("x86_64", 2, 0, "timed")
     mm, page = made.new_mm(), made.page_size
     old, new = made.new_file(page), made.new_file(page)
