@@ -8,6 +8,7 @@ import pytest
 
 from polymmu.errors import SegmentationFault, SyscallError
 from polymmu.hooks import ArchKernel
+from polymmu.machine import Machine
 from polymmu.mm.exec import exec_mm
 from polymmu.mm.fork import dup_mm
 from polymmu.mm.mm import mmput
@@ -183,6 +184,14 @@ def test_heuristic_refuses_only_what_could_never_be_there() -> None:
     mapped(mm, PAGES)
     mapped(mm, PAGES, RW, BASE + 65 * PMD)
     assert kernel.vm_committed == 2 * PAGES
+
+
+@pytest.mark.parametrize(("overcommit", "limit"), [("never", 1024 + 1023), ("heuristic", 2048 + 1023)])
+def test_the_swap_area_adds_its_slots_but_the_first_which_is_never_used(overcommit: str, limit: int) -> None:
+    sets = ["memory=8 MiB", "swap=4 MiB", f"kernel.overcommit={overcommit}"]
+    mm = Machine.from_file("x86", sets=sets).new_mm()
+    assert refused(mm.mmap, (limit + 1) * PAGE)
+    mm.mmap(limit * PAGE)
 
 
 # ------------------------------------------------------------------ high-water marks

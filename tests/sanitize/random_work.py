@@ -1,7 +1,8 @@
 """Random correct work for the sanitizer to watch: mm calls, accesses, files and forks, one by one or on CPUs at once.
 
 ``timed_run`` has all of it: programs that share CPUs, threads that end while others run on, children that run as tasks
-of their own, kernel threads that borrow an mm, huge pages, a driver's frames, shared memory, pins that are held.
+of their own, kernel threads that borrow an mm, huge pages, a driver's frames, shared memory, pins that are held. On a
+machine with a swap area (``AREA``) pages also come and go, and the file is seen in any order.
 
 What a task reads in memory of its own is compared with what it stored there, so a wrong byte is an error too.
 """
@@ -30,6 +31,8 @@ from polymmu.structs import VM_DONTEXPAND, VM_PFNMAP, File, vm_area_struct
 
 PRIVATE, SHARED, FILE, DEVICE = 16, 32, 24, 4
 """Pages of a task's own mapping, of the one that all tasks share, of the file, and of the driver."""
+AREA = ("swap=16 MiB", "costs.page_io=3000")
+"""Makes a machine one that swaps."""
 LARGEST = 16 << 20
 """Bytes of the largest huge page that is tried: a few of them must fit."""
 
@@ -101,10 +104,24 @@ class Worker:
         "truncate",
         "pin",
     )
+    SWAPPING = (
+        "store",
+        "store",
+        "load",
+        "load",
+        "load",
+        "swap_out",
+        "swap_out",
+        "reclaim",
+        "remap",
+        "work_on_file",
+    )
+    """What is done besides on a machine that swaps."""
 
     def __init__(self, common: Common, cpu: CpuHandle, mm: Mm, shared: int, seed: int) -> None:
         self.common, self.machine, self.cpu, self.mm = common, common.machine, cpu, mm
         self.shared, self.file = shared, common.file
+        self.calls = self.CALLS + (self.SWAPPING if self.machine.kernel.swap is not None else ())
         self.rng = random.Random(seed)
         self.page = self.machine.page_size
         self.mine: int | None = None
@@ -115,7 +132,7 @@ class Worker:
 
     def step(self) -> None:
         """One thing."""
-        getattr(self, self.rng.choice(self.CALLS))()
+        getattr(self, self.rng.choice(self.calls))()
 
     def map_or_unmap(self) -> None:
         if self.mine is None:
@@ -185,6 +202,24 @@ class Worker:
         at = self.shared if self.mine is None or self.rng.random() < 0.5 else self.mine
         pfn = self.mm.gup_fast(at + self.rng.randrange(PRIVATE) * self.page, self.rng.random() < 0.5)
         self.mm.put(pfn)
+
+    def swap_out(self) -> None:
+        ours = ((self.mine, self.pages), (self.shared, SHARED), (self.mapped_file, FILE))
+        at, pages = self.rng.choice(ours)
+        if at is not None:
+            first = self.rng.randrange(pages)
+            self.mm.swap_out(at + first * self.page, self.rng.randint(1, pages - first) * self.page)
+
+    def reclaim(self) -> None:
+        self.machine.reclaim(self.rng.randint(1, 8))
+
+    def remap(self) -> None:
+        if self.mapped_file is not None and self.machine.kernel.shape.pte.file is not None:
+            first, shown = self.rng.randrange(FILE), self.rng.randrange(FILE)
+            at, pages = self.mapped_file + first * self.page, self.rng.randint(1, FILE - max(first, shown))
+            now = self.rng.random() < 0.5
+            with contextlib.suppress(SyscallError, SegmentationFault):  # private, or cut off meanwhile
+                self.mm.remap_file_pages(at, pages * self.page, shown * self.page, populate=now)
 
     def finish(self) -> None:
         """Give back what no other task has."""
@@ -344,12 +379,18 @@ def machine(
     return Machine(description, arch, driver=driver, sanitize=True)
 
 
-def solo_run(name: str, seed: int, steps: int = 150, fails: Callable[[str], bool] | None = None) -> Machine:
+def solo_run(
+    name: str,
+    seed: int,
+    steps: int = 150,
+    fails: Callable[[str], bool] | None = None,
+    sets: Sequence[str] = (),
+) -> Machine:
     """Two programs take turns on three CPUs, one step at a time.
 
     ``fails``: asked at each allocation once the programs have begun; a step that fails for it has not happened.
     """
-    made = machine(name, 3, seed, "solo")
+    made = machine(name, 3, seed, "solo", sets)
     rng = random.Random(seed)
     common = Common(made, made.new_file(FILE * made.page_size))
     workers = []

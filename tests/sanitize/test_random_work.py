@@ -10,7 +10,7 @@ import pytest
 from polymmu.conformance.races import race_of_walkers
 from polymmu.machine import Machine
 from polymmu.structs import mmu_gather
-from tests.sanitize.random_work import Points, finished, machine, solo_run, timed_run
+from tests.sanitize.random_work import AREA, Points, finished, machine, solo_run, timed_run
 
 MACHINES = ("x86", "x86-pae", "x86_64", "ia64", "ppc64", "s390-31", "s390", "sparc64")
 
@@ -39,8 +39,10 @@ GENERATIONS = (
     ("kernel.table_free=rcu",),
     ("kernel.gather_batch=8", "kernel.zap_block=8"),
     ("kernel.i_mmap_lock=spin",),
+    AREA,
+    (*AREA, "kernel.mremap=one-page", "kernel.page_table_lock=mm", "kernel.i_mmap_lock=spin"),
 )
-"""Ways to gather, to free tables and to lock, each right on every architecture."""
+"""Ways to gather, to free tables, to move, to lock, and to be short of memory, each right on every architecture."""
 
 
 @pytest.mark.parametrize("sets", GENERATIONS[1:], ids=" ".join)

@@ -11,19 +11,18 @@ import pytest
 from polymmu.machine import Machine, Mm
 from polymmu.mm import copy, rmap
 from polymmu.structs import EntryRun, mm_struct
-from tests.sanitize.random_swapping import Swapper, finished, machine, solo_run, timed_run
-from tests.sanitize.test_random_work import MACHINES, FailOnce, found, nothing_found
+from tests.sanitize.random_work import AREA, finished, machine, solo_run, timed_run
+from tests.sanitize.test_random_work import MACHINES, SITES, FailOnce, found, nothing_found
 
 FEW = ("x86-pae", "ppc64", "s390")
-AREA = ("swap=16 MiB", "costs.page_io=3000")
 
 
 def solo(name: str, seed: int) -> Machine:
-    return solo_run(name, seed, kind=Swapper, sets=AREA)
+    return solo_run(name, seed, sets=AREA)
 
 
 def timed(name: str, seed: int) -> Machine:
-    return timed_run(name, seed, kind=Swapper, sets=AREA)
+    return timed_run(name, seed, sets=AREA)
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -91,10 +90,10 @@ def test_two_runs_of_one_seed_swap_alike() -> None:
     assert first.report().to_dict() == second.report().to_dict()
 
 
-@pytest.mark.parametrize("what", ["anon", "file", "table", "gather"])
+@pytest.mark.parametrize("what", SITES)
 def test_nothing_is_left_when_an_allocation_fails_among_swapped_pages(what: str) -> None:
     for nth in (1, 3, 9):
-        nothing_found(solo_run("x86", nth, fails=FailOnce(what, nth), kind=Swapper, sets=AREA))
+        nothing_found(solo_run("x86", nth, fails=FailOnce(what, nth), sets=AREA))
 
 
 # ------------------------------------------------------------------ with a step left out

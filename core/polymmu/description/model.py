@@ -216,7 +216,10 @@ class KernelChoice:
     )
     overcommit_ratio: int = field(
         default=50,
-        metadata=doc("percent of memory that may be promised where overcommit is never", minimum=0),
+        metadata=doc(
+            "percent of memory that may be promised, beside the swap area, where overcommit is never",
+            minimum=0,
+        ),
     )
     pagevec: int = field(
         default=15, metadata=doc("pages a per-CPU pagevec holds before it drains", minimum=1)

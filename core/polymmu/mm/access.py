@@ -8,7 +8,7 @@ from __future__ import annotations
 from polymmu.errors import SegmentationFault, SyscallError
 from polymmu.hooks import ArchKernel
 from polymmu.mm.commit import vm_acct_memory
-from polymmu.mm.vma import VM_RIGHTS, anon_vma_prepare, find_vma, vma_adjust
+from polymmu.mm.vma import VM_RIGHTS, anon_vma_prepare, find_vma, vma_grow_down
 from polymmu.structs import (
     VM_ACCOUNT,
     VM_EXEC,
@@ -74,14 +74,21 @@ def expand_stack(vma: vm_area_struct, addr: int) -> str:
         prev is not None and prev.vm_end > start - page_size
     ):
         return "the stack may not grow into another mapping"
-    anon_vma_prepare(vma)  # Linux needs its lock to move the boundary, and keeps it where the limit refuses
+    anon_vma_prepare(vma)  # the boundary moves below its lock; it is kept where the limit refuses
+    assert vma.anon_vma is not None
     if vma.vm_end - start > STACK_LIMIT:
         return f"the stack may not grow beyond {STACK_LIMIT >> 20} MiB"
-    grow = (vma.vm_start - start) >> mm.layout.page_shift
+    family = vma.anon_vma.root
+    family.lock.lock()
+    # Another thread's fault may have made it grow as far, or farther.
+    grow = max(vma.vm_start - start, 0) >> mm.layout.page_shift
+    refusal = ""
     try:
         vm_acct_memory(kernel, grow if vma.vm_flags & VM_ACCOUNT else 0)
     except SyscallError as refused:
-        return str(refused)
-    mm.total_vm += grow
-    vma_adjust(mm, [(vma, start, vma.vm_end)])
-    return ""
+        refusal = str(refused)
+    if grow and not refusal:
+        mm.total_vm += grow
+        vma_grow_down(vma, start)
+    family.lock.unlock()
+    return refusal

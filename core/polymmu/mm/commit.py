@@ -35,16 +35,20 @@ def accountable(vm_flags: int) -> bool:
 
 
 def commit_limit(kernel: AnyKernel) -> int:
-    """Pages that may be committed where overcommitting is refused. There is no swap to add."""
-    return kernel.frames.count * kernel.description.kernel.overcommit_ratio // 100
+    """Pages that may be committed where overcommitting is refused: a share of memory, and all of the swap area."""
+    return kernel.frames.count * kernel.description.kernel.overcommit_ratio // 100 + _swap_pages(kernel)
+
+
+def _swap_pages(kernel: AnyKernel) -> int:
+    return kernel.swap.slots - 1 if kernel.swap is not None else 0
 
 
 def vm_acct_memory(kernel: AnyKernel, pages: int) -> None:
     """Charge ``pages``. Raises ENOMEM, with nothing charged, where that would be too many."""
     wanted = kernel.vm_committed + pages
     overcommit = kernel.description.kernel.overcommit
-    if overcommit == "heuristic" and pages > kernel.frames.count:
-        raise syscall_error(errno.ENOMEM, f"{pages} pages at once are more than there is memory")
+    if overcommit == "heuristic" and pages > kernel.frames.count + _swap_pages(kernel):
+        raise syscall_error(errno.ENOMEM, f"{pages} pages at once are more than memory and swap have")
     if overcommit == "never" and wanted > commit_limit(kernel):
         raise syscall_error(
             errno.ENOMEM, f"{wanted} pages would be committed; the limit is {commit_limit(kernel)}"

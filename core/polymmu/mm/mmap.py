@@ -182,7 +182,11 @@ def mmap_region(
     if mergeable and vma_merge(mm, prev, addr, end, vm_flags, file=file, pgoff=first_page) is not None:
         mm.total_vm += length >> mm.layout.page_shift
         return addr
-    vma = vma_alloc(mm, addr, end, vm_flags, file=file, pgoff=first_page, huge_size=huge_size)
+    try:
+        vma = vma_alloc(mm, addr, end, vm_flags, file=file, pgoff=first_page, huge_size=huge_size)
+    except SyscallError:
+        mm.kernel.vm_committed -= charged
+        raise
     if file is not None and file.mmap is not None:
         _call_driver(file, vma, prev, charged)
         _, prev = find_vma_prev(mm, vma.vm_start)

@@ -155,11 +155,14 @@ def _move_vma(vma: vm_area_struct, addr: int, old_len: int, new_len: int, new_ad
     if mm.map_count >= kernel.description.kernel.vm_max_map_count - 3:
         raise syscall_error(errno.ENOMEM, f"no room for a move among {mm.map_count} mappings")
     _charge(vma, new_len - old_len)
-    if vma.vm_flags & VM_ACCOUNT:
-        kernel.vm_committed += (
-            old_len >> mm.layout.page_shift
-        )  # until the old place is unmapped, which gives it back
-    new_vma = _copy_vma(vma, addr, new_addr, new_len)
+    accounted = bool(vma.vm_flags & VM_ACCOUNT)
+    # Until the old place is unmapped, which gives it back.
+    kernel.vm_committed += accounted * (old_len >> mm.layout.page_shift)
+    try:
+        new_vma = _copy_vma(vma, addr, new_addr, new_len)
+    except SyscallError:
+        kernel.vm_committed -= accounted * (new_len >> mm.layout.page_shift)
+        raise
     source = find_vma(mm, addr)  # growing over the new range may have taken the old vma in
     assert source is not None
     moved = move_page_tables(source, addr, new_vma, new_addr, old_len)

@@ -62,6 +62,7 @@ __all__ = [
     "vma_adjust",
     "vma_alloc",
     "vma_copy",
+    "vma_grow_down",
     "vma_link",
     "vma_make_nonlinear",
     "vma_merge",
@@ -353,6 +354,18 @@ def vma_adjust(
     mm.map_count += (insert is not None) - len(remove)
     for vma in remove:
         remove_vma(vma)
+
+
+def vma_grow_down(vma: vm_area_struct, start: int) -> None:
+    """Let a stack begin at ``start``, below where it does; for a fault, which has mmap_lock for reading only.
+
+    The caller holds the lock of the stack's family, which is what keeps other faults out.
+    """
+    mm = vma.vm_mm
+    del mm.vmas[vma.vm_start]
+    vma.vm_pgoff -= (vma.vm_start - start) >> mm.layout.page_shift
+    vma.vm_start = start
+    mm.vmas[start] = vma
 
 
 def split_vma(vma: vm_area_struct, addr: int, *, new_below: bool) -> vm_area_struct:

@@ -3,6 +3,9 @@
 Whatever a call or a truncation visits is bounded by what is mapped, however often it gives way: each of its rounds
 completes something or moves on. Far above that bound it goes round for ever. The run is ended then, for nothing else
 would end it.
+
+A loop is judged by its own visits: a call that has to make room first walks from pages to their ptes in everybody's
+tables, as often as there are pages, and that says nothing about it.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ class Progress(Judge):
 
     def entries_visited(self, mm: mm_struct, what: str, n: int) -> None:
         at_work = self._at_work.get(self.kernel.sched.context)
-        if not at_work:
+        if not at_work or what == "rmap":
             return
         name, left, began = at_work[-1]
         at_work[-1] = name, left - n, began

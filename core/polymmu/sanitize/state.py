@@ -60,6 +60,8 @@ class State(Judge):
         self.looks = 0
         self.eager = True
         """Whether to look also before the end."""
+        self._astray = 0
+        """CPUs that frames were freed behind the backs of: lazy ones then, which forget before they run a program."""
         self._out = np.empty(STORED, dtype=np.int64)
         self._frames = self.kernel.frames.table.reshape(-1)
         self._roots: dict[tuple[int, int], tuple[list[tuple[int, int]], Pfns]] = {}
@@ -91,7 +93,15 @@ class State(Judge):
             self.look()
 
     # ------------------------------------------------------------------ stores that hardware noted
+    def pages_freed(self, n: int) -> None:
+        self._astray |= self.kernel.lazy
+
+    def to_user(self, cpu: Cpu) -> None:
+        self._astray &= ~(1 << cpu.index)
+
     def before_invalidate(self, cpu: Cpu) -> None:
+        if self._astray >> cpu.index & 1:
+            return  # its entries may lead to what a frame was before
         frames = self.kernel.frames
         mm = self.kernel.active_mm[cpu.index]
         if mm is None or not mm.mm_users or mm.serial != cpu.space:
