@@ -249,6 +249,12 @@ def pte_lock_held(mm: mm_struct, addr: int) -> bool:
     return lock.held
 
 
+def pte_lock_held(mm: mm_struct, addr: int) -> bool:
+    """Whether somebody holds the lock of the ptes around ``addr``; nobody does where they have no table."""
+    ptep = find_entry(mm, addr)
+    return ptep >= 0 and mm.kernel.variants.page_table_lock.lock_of(mm, table_at(mm, ptep)).held
+
+
 def frame_at(mm: mm_struct, addr: int) -> int:
     """The frame mapped at ``addr``, -1 where none is."""
     shape = mm.kernel.shape
