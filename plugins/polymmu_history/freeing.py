@@ -41,6 +41,9 @@ def first_user_pgd(mm: mm_struct) -> int:
 class ClearPageRange(VmaList):
     """2.6.11: by ranges of bytes."""
 
+    since = "2.6.11"
+    wrong = "tables that no vma covers stay until exit, which walks all of user space"
+
     leaves_tables = True
 
     # ------------------------------------------------------------------ who asks
@@ -156,6 +159,9 @@ class ClearPageRange(VmaList):
 
 class ClearPageTables(ClearPageRange):
     """To 2.6.10: whole entries of the root, told by their indices."""
+
+    since = "to 2.6.10"
+    wrong = "tables stay until a whole entry of the root is free; and as clear_page_range"
 
     def range_around(
         self, mm: mm_struct, prev: vm_area_struct | None, start: int, end: int

@@ -28,7 +28,6 @@ from polymmu.mm.mm import activate, mm_alloc
 from polymmu.mm.tables import find_entry, pfn_of, read_entry, read_pte, table_at
 from polymmu.mm.vma import vma_alloc, vma_link
 from polymmu.registry import Arch, resolve
-from polymmu.sched.locks import Spinlock
 from polymmu.structs import (
     VM_EXEC,
     VM_READ,
@@ -241,12 +240,6 @@ def pte_at(mm: mm_struct, addr: int) -> int:
     ptep = find_entry(mm, addr)
     empty: int = mm.kernel.shape.pte.empty
     return read_pte(mm, ptep) if ptep >= 0 else empty
-
-
-def pte_lock_held(mm: mm_struct, addr: int) -> bool:
-    """Whether somebody holds the lock of ``addr``'s pte; its table is there."""
-    lock: Spinlock = mm.kernel.variants.page_table_lock.lock_of(mm, table_at(mm, find_entry(mm, addr)))
-    return lock.held
 
 
 def pte_lock_held(mm: mm_struct, addr: int) -> bool:

@@ -45,6 +45,9 @@ def free_pgd_range(tlb: mmu_gather, addr: int, end: int, floor: int, ceiling: in
 class VmaList:
     """One look at each place where a vma was."""
 
+    since = "2.6.12, vmas unlinked first 2.6.15"
+    wrong = ""
+
     leaves_tables = False
     """Whether tables may, until exit, outlive the vmas that needed them: then INV-PTALL does not hold."""
 

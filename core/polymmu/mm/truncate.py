@@ -118,6 +118,9 @@ class Unmapping:
 class RestartCount(TruncateCounts):
     """Restart points in the vmas, and one call at a time in a file."""
 
+    since = "2.6.38, and one hole closed that Linux never closed"
+    wrong = ""
+
     second_unmap = True
     """Whether a truncation unmaps again when the pages have left the cache (2.6.23)."""
 
