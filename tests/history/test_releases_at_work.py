@@ -18,6 +18,7 @@ import pytest
 from polymmu import Machine
 from polymmu.description.load_scenario import load_scenario
 from polymmu.description.releases import by_age
+from polymmu.machine import Machine as AnyMachine
 from tests.history.test_releases import NAMES, rows
 from tests.sanitize.random_work import timed_run
 
@@ -27,14 +28,18 @@ ROOT = Path(__file__).parents[2]
 RELEASES = by_age(NAMES)
 SORT = ROOT / "examples" / "sort.npz"
 SCENARIOS = sorted((ROOT / "configs" / "polymmu_scenarios").glob("*.yaml"))
-MACHINES = sorted(path.stem for path in (ROOT / "configs" / "polymmu_machines").glob("*.yaml"))
+MACHINES = sorted(
+    path.stem
+    for path in (ROOT / "configs" / "polymmu_machines").glob("*.yaml")
+    if path.stem != "power9-radix"  # no program runs there
+)
 SEEDS = (0, 1)
 
 TWO_CALLS = {"INV-PROG", "INV-TRUNC"}, "kernel.truncate=restart-count"
 KNOWN = {"2.6.11": TWO_CALLS, "2.6.12": TWO_CALLS}
 """What a release may be found to break, and the setting that mends it."""
 
-Work = Callable[[tuple[str, ...]], Machine]
+Work = Callable[[tuple[str, ...]], AnyMachine]
 
 
 def sorting(name: str) -> Work:
