@@ -457,10 +457,11 @@ def test_a2_2_the_table_lock_was_held_from_block_to_block_and_flushes_came_below
 
 def test_the_bugs_are_one_step_each() -> None:
     """And the generations change what history changed."""
+    words = {"since", "wrong", "refuses", "asked"}
     own = {name for name in vars(Bug006) if not name.startswith("_")}
-    assert own == {"passes"}
+    assert own - words == {"passes"}
     assert issubclass(RestartVma, RestartCount2004)
     assert issubclass(NoBreak, RestartCount2004)
     for name, made in polymmu_history.kernel_variants()["truncate"].items():
         if name.startswith("bug-"):
-            assert len({step for step in vars(made) if not step.startswith("_")} - {"refuses", "asked"}) <= 3
+            assert len({step for step in vars(made) if not step.startswith("_")} - words) <= 3
