@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polymmu_history
 from polymmu.description.mistakes import Problems
+from polymmu.description.model import KernelChoice
 from polymmu.description.releases import by_age, read_row
 from polymmu.variants import VARIANTS
 
@@ -28,10 +29,11 @@ def with_generations(page: str) -> str:
 
 
 def _generations(axis: str) -> str:
-    older = polymmu_history.kernel_variants().get(axis, {})
+    known = {**polymmu_history.kernel_variants()[axis], **VARIANTS[axis]}
+    default = getattr(KernelChoice(), axis)
     rows = [
-        f"| `{name}` | {cls.since} | {_what(cls)} | {cls.wrong} |"
-        for name, cls in {**older, **VARIANTS[axis]}.items()
+        f"| {f'**`{name}`**' if name == default else f'`{name}`'} | {cls.since} | {_what(cls)} | {cls.wrong} |"
+        for name, cls in sorted(known.items(), key=lambda row: row[0].startswith("bug-"))
     ]
     return "\n".join(["| name | since | what it is | what it gets wrong |", "|---|---|---|---|", *rows, ""])
 

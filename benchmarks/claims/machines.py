@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from polymmu.api import Machine
 from polymmu.registry import replaced
 from polymmu.sched.timed import TimedSched
 
-__all__ = ["BASE", "GENERATIONS", "MACHINES", "RCU_AGE", "clock_of", "hold", "made", "sched_of", "several"]
+__all__ = [
+    "BASE",
+    "GENERATIONS",
+    "MACHINES",
+    "RCU_AGE",
+    "clock_of",
+    "hold",
+    "longest",
+    "made",
+    "sched_of",
+    "several",
+]
 
 MACHINES = ("x86", "x86_64", "ia64", "ppc64", "sparc64", "s390")
 """The plain machine of each architecture."""
@@ -23,6 +34,9 @@ GENERATIONS: dict[str, tuple[str, ...]] = {
 
 RCU_AGE: dict[str, tuple[str, ...]] = {"sparc64": ("sparc64.upper_entries=64",)}
 """Settings of machines whose plain form is older than lockless walks (sparc64: Linux 3.1)."""
+
+TABLE_LOCKS = ("page_table_lock", "pte_lock")
+"""The mm's one, and those of single tables."""
 
 BASE = 1 << 30
 """Where things are mapped: at the beginning of a page table on every machine, and above any program's own."""
@@ -57,8 +71,13 @@ def clock_of(machine: Machine, cpu: int) -> int:
 
 
 def hold(machine: Machine) -> int:
-    """Longest hold of the page-table lock so far, in cycles."""
-    return machine.kernel.sched.max_hold.get("page_table_lock", 0)
+    """Longest hold of a lock of page tables so far, in cycles."""
+    return longest(machine.kernel.sched.max_hold)
+
+
+def longest(cycles: Mapping[str, int]) -> int:
+    """The longest of what is known by lock, of the locks of page tables."""
+    return max(cycles.get(lock, 0) for lock in TABLE_LOCKS)
 
 
 def several(n: int, one: str, more: str = "") -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from benchmarks.claims.machines import GENERATIONS, made
+from benchmarks.claims.machines import GENERATIONS, longest, made
 from benchmarks.claims.model import Claim, Effort, Row, Verdict
 from benchmarks.workloads import TRACES
 from polymmu.workload.model import AccessColumns, Workload
@@ -61,8 +61,8 @@ def measured(name: str, cpus: int, generation: str, accesses: int) -> dict[str, 
         INTERRUPTED: report["shootdown"]["ipis"],
         BROADCASTS: report["shootdown"]["broadcast"],
         GATHERED: report["gather"]["pages"],
-        "longest page-table lock hold": latency["max_lock_hold"]["page_table_lock"],
-        "longest page-table lock wait": latency["max_lock_wait"]["page_table_lock"],
+        "longest page-table lock hold": longest(latency["max_lock_hold"]),
+        "longest page-table lock wait": longest(latency["max_lock_wait"]),
         OFF: latency["max_preempt_off"],
         ELAPSED: report["elapsed"],
     }

@@ -40,7 +40,7 @@ VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
     "page_table_lock": {"split": SplitTableLocks},
     "cluster_scan": {"lockbreak": ClusterScan},
     "gather": {"linked": LinkedGather},
-    "rmap_tree": {"interval": IntervalTrees, "prio": PrioTrees},
+    "rmap_tree": {"prio": PrioTrees, "interval": IntervalTrees},
     "unmap_vmas": {"work": ZapWork},
     "truncate": {"restart-count": RestartCount},
     "fault_recheck": {"cache": CacheRecheck},

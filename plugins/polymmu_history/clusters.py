@@ -10,7 +10,13 @@ __all__ = ["ReschedulingScan"]
 
 
 class ReschedulingScan(ClusterScan):
-    """See the top of the module."""
+    """Gave way after each cluster, the list's lock held."""
+
+    since = "to 2004-04"
+    wrong = (
+        "it may sleep below i_mmap_lock (INV-ATOMIC where that is a spinlock), and nobody else gets that"
+        " lock meanwhile"
+    )
 
     def after_cluster(self) -> None:
         self.kernel.sched.cond_resched()

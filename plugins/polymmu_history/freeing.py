@@ -41,6 +41,9 @@ def first_user_pgd(mm: mm_struct) -> int:
 class ClearPageRange(VmaList):
     """2.6.11: by ranges of bytes."""
 
+    since = "2.6.11"
+    wrong = "tables that no vma covers stay until exit, which walks all of user space"
+
     leaves_tables = True
 
     # ------------------------------------------------------------------ who asks
@@ -72,17 +75,23 @@ class ClearPageRange(VmaList):
         """Nobody looked."""
         return 0
 
-    def room_for_huge(self, mm: mm_struct, page: int, size: int) -> None:
-        """A table left behind may stand where the huge page's entry goes."""
+    def room_for_huge(self, mm: mm_struct, start: int, end: int, size: int) -> None:
+        """A table left behind may stand where a huge page's entry goes, and be taken for one."""
+        for page in range(start, end, size):
+            if self.has_table_at(mm, page, size):
+                tlb = tlb_gather_mmu(mm)
+                self.clear_page_range(tlb, page, page + size)
+                self.kernel.ops.flush_tlb_pgtables(mm, page, page + size)
+                tlb_finish_mmu(tlb, page, page + size)
+
+    def has_table_at(self, mm: mm_struct, page: int, size: int) -> bool:
+        """Whether the entry for a huge page of ``size`` at ``page`` leads to a table."""
         entry_format = self.kernel.shape.huge_formats[size]
         ptep = self.kernel.ops.huge_pte_offset(mm, page, size)
-        value = read_pte(mm, ptep) if ptep >= 0 else entry_format.empty
-        if not entry_format.leaf_mask or value == entry_format.empty or value & entry_format.leaf_mask:
-            return
-        tlb = tlb_gather_mmu(mm)
-        self.clear_page_range(tlb, page, page + size)
-        self.kernel.ops.flush_tlb_pgtables(mm, page, page + size)
-        tlb_finish_mmu(tlb, page, page + size)
+        if ptep < 0 or not entry_format.leaf_mask:
+            return False
+        value = read_pte(mm, ptep)
+        return value != entry_format.empty and not value & entry_format.leaf_mask
 
     # ------------------------------------------------------------------ which range
     def range_around(
@@ -150,6 +159,9 @@ class ClearPageRange(VmaList):
 
 class ClearPageTables(ClearPageRange):
     """To 2.6.10: whole entries of the root, told by their indices."""
+
+    since = "to 2.6.10"
+    wrong = "tables stay until a whole entry of the root is free; and as clear_page_range"
 
     def range_around(
         self, mm: mm_struct, prev: vm_area_struct | None, start: int, end: int

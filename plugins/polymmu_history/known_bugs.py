@@ -23,12 +23,18 @@ __all__ = ["MREMAP", "TRUNCATE"]
 class Bug002(RestartCount):
     """No vma is ever done: with somebody always waiting the first one is scanned for ever."""
 
+    since = "mended 2004-10"
+    wrong = "INV-PROG: no end while somebody waits"
+
     def is_done(self, call: Unmapping, vma: vm_area_struct) -> bool:
         return False
 
 
 class Bug003(RestartCount):
     """No restart address inside a vma: a block of empty ptes is a block too, and what follows is never reached."""
+
+    since = "mended 2004-10"
+    wrong = "INV-PROG: no end while somebody waits"
 
     @staticmethod
     def refuses(choice: KernelChoice) -> str:
@@ -43,6 +49,9 @@ class Bug003(RestartCount):
 class Bug004(RestartCount):
     """The numbers begin again, and old ones are taken for the new."""
 
+    since = "mended 2004-10"
+    wrong = "pages stay mapped"
+
     def reset(self, mapping: address_space) -> None:
         """Left out."""
 
@@ -50,12 +59,18 @@ class Bug004(RestartCount):
 class Bug005(RestartCount):
     """A number that looks like a restart address is used."""
 
+    since = "mended 2004-10"
+    wrong = "pages stay mapped"
+
     def leaps(self, count: int) -> bool:
         return not count
 
 
 class Bug006(RestartCount):
     """List before tree: a vma that goes from the tree to the list meanwhile is never seen."""
+
+    since = "mended 2004-10"
+    wrong = "pages stay mapped"
 
     def passes(self, call: Unmapping) -> None:
         linear = call.details
@@ -67,12 +82,18 @@ class Bug006(RestartCount):
 class Bug007a(RestartCount):
     """Ptes that are not scanned come into a vma that is done."""
 
+    since = "mended 2004-10"
+    wrong = "pages stay mapped"
+
     def vma_imports(self, vma: vm_area_struct, giver: vm_area_struct) -> None:
         """Left out."""
 
 
 class Bug007b(RestartCount):
     """The same by mremap."""
+
+    since = "mended 2004-10"
+    wrong = "pages stay mapped"
 
     def vma_moved(self, new_vma: vm_area_struct, vma: vm_area_struct) -> None:
         """Left out."""
@@ -81,12 +102,18 @@ class Bug007b(RestartCount):
 class Bug007c(RestartCount):
     """New vmas begin with an old number, and are scanned for nothing."""
 
+    since = "mended 2004-10"
+    wrong = "work for nothing"
+
     def vma_linked(self, vma: vm_area_struct, mapping: address_space) -> None:
         vma.vm_truncate_count = 0
 
 
 class Bug007d(RestartCount):
     """What a copied struct brings along, read without the lock, is kept: it may have become void meanwhile."""
+
+    since = "mended 2004-10"
+    wrong = "pages stay mapped"
 
     def vma_copied(self, copy: vm_area_struct, vma: vm_area_struct) -> None:
         copy.vm_truncate_count = vma.vm_truncate_count
@@ -101,6 +128,9 @@ class Bug007d(RestartCount):
 class Bug055(RestartCount):
     """No second unmap: private copies made between the first one and the end of the page stay."""
 
+    since = "mended 2.6.23"
+    wrong = "a private copy stays mapped"
+
     second_unmap = False
 
     @staticmethod
@@ -112,6 +142,9 @@ class Bug055(RestartCount):
 
 class Bug100(RestartCount):
     """Who waited once asks for ever: the request is never cleared."""
+
+    since = "mended 2005-03"
+    wrong = "a break after every block"
 
     asked: frozenset[Mutex | Spinlock] = frozenset()
 
@@ -125,6 +158,9 @@ class Bug100(RestartCount):
 class Bug011a(OnePage):
     """The table is made, which may sleep, below i_mmap_lock."""
 
+    since = "mended 2004-04"
+    wrong = "INV-ATOMIC"
+
     def before_alloc(self, mm: mm_struct, mapping: address_space | None) -> None:
         """Left out."""
 
@@ -135,6 +171,9 @@ class Bug011a(OnePage):
 class Bug011b(OnePage):
     """i_mmap_lock is taken back inside the page-table lock."""
 
+    since = "mended 2004-04"
+    wrong = "INV-LOCK"
+
     def after_alloc(self, mm: mm_struct, mapping: address_space | None) -> None:
         if mapping is not None:
             mapping.i_mmap_lock.lock()
@@ -142,6 +181,9 @@ class Bug011b(OnePage):
 
 class Bug011c(OnePage):
     """What was read before the locks were dropped is moved."""
+
+    since = "mended 2004-04"
+    wrong = "a stale pte"
 
     def __init__(self, kernel: ArchKernel) -> None:
         super().__init__(kernel)
@@ -167,6 +209,9 @@ class Bug011c(OnePage):
 
 class Bug011d(OnePage):
     """The new table is unmapped although there is none."""
+
+    since = "mended 2004-04"
+    wrong = "maps of tables no longer balance"
 
     def unmap_nothing(self, mm: mm_struct) -> None:
         self.unmap(mm, 0)

@@ -36,6 +36,9 @@ class OnePage(Extents):
     it does not.
     """
 
+    since = "2.6.7"
+    wrong = "a flush for every page"
+
     @staticmethod
     def refuses(choice: KernelChoice) -> str:
         return spins_or_why(choice) or one_lock_or_why(choice)
@@ -155,6 +158,9 @@ class OnePage(Extents):
 class OnePageUnlocked(OnePage):
     """The page-table lock alone, and downwards."""
 
+    since = "to 2004-04"
+    wrong = "10: truncation is not kept away, and pages stay mapped"
+
     def move_page_tables(
         self, vma: vm_area_struct, old_addr: int, new_vma: vm_area_struct, new_addr: int, length: int
     ) -> int:
@@ -185,6 +191,9 @@ class OnePageUnlocked(OnePage):
 class Extents2615(Extents):
     """At most 64 ptes at a time, never whole tables; each is out of every TLB when it moves."""
 
+    since = "2.6.15"
+    wrong = "a flush for every page"
+
     def whole_tables(self, mm: mm_struct) -> bool:
         return False
 
@@ -208,7 +217,13 @@ class Extents2615(Extents):
 
 
 class Extents32(Extents2615):
-    """One flush for all."""
+    """One flush for all, at the end."""
+
+    since = "3.2"
+    wrong = (
+        "43: the flush comes after the locks are dropped, and a freed page is used through the old "
+        "address; 44: what is written there is lost"
+    )
 
     def move_page_tables(
         self, vma: vm_area_struct, old_addr: int, new_vma: vm_area_struct, new_addr: int, length: int
@@ -223,7 +238,10 @@ class Extents32(Extents2615):
 
 
 class Extents49(Extents32):
-    """Dirty ptes do not wait."""
+    """Dirty ptes are flushed before the lock is dropped; one flush for the others at the end."""
+
+    since = "4.9"
+    wrong = "43, for ptes that were not dirty (to 4.18)"
 
     def flush_moved(self, vma: vm_area_struct, start: int, end: int, values: EntryRun) -> None:
         dirty = self.kernel.shape.pte.dirty

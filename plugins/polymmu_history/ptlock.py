@@ -23,6 +23,9 @@ def one_lock_or_why(choice: KernelChoice) -> str:
 class MmTableLock(SplitTableLocks):
     """``mm.page_table_lock`` for all."""
 
+    since = "to 2.6.14"
+    wrong = ""
+
     def lock_of(self, mm: mm_struct, table: int) -> Spinlock:
         return mm.page_table_lock
 

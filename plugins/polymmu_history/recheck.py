@@ -17,7 +17,10 @@ __all__ = ["CountRecheck", "PageLockRecheck"]
 
 
 class CountRecheck(CacheRecheck):
-    """seq = truncate_count."""
+    """Begin anew if any truncation of the file began meanwhile."""
+
+    since = "2003-07"
+    wrong = "54: a page that is only invalidated is mapped all the same (to 2.6.22)"
 
     @staticmethod
     def refuses(choice: KernelChoice) -> str:
@@ -36,6 +39,9 @@ class CountRecheck(CacheRecheck):
 
 class PageLockRecheck(CacheRecheck):
     """A private copy is made from a page that is still cached; where the file now ends it does not ask."""
+
+    since = "2.6.23"
+    wrong = ""
 
     @staticmethod
     def refuses(choice: KernelChoice) -> str:

@@ -31,7 +31,13 @@ def spins_or_why(choice: KernelChoice) -> str:
 
 
 class RestartCount2004(RestartCount):
-    """As merged in 2.6.11."""
+    """Each vma remembers how far it is: done in which call, or an address."""
+
+    since = "2.6.11"
+    wrong = (
+        "8: equal restart addresses survive a move; 9: two calls at once overwrite each other's; 98: one"
+        " is left over in a piece that was cut off"
+    )
 
     second_unmap = False
 
@@ -66,6 +72,9 @@ class RestartingCall(Unmapping):
 
 class RestartVma(RestartCount2004):
     """One restart point for the whole call; the vmas only know whether they are done."""
+
+    since = "3 October 2004, never released"
+    wrong = "1: a vma struct in its second life is taken for the one that was left; 8, for certain; 9"
 
     def leaps(self, count: int) -> bool:
         return not count
@@ -108,6 +117,9 @@ def linear_index(vma: vm_area_struct, addr: int) -> int:
 class NoBreak(RestartCount2004):
     """One walk. Calls are numbered for the faults alone."""
 
+    since = "2.6.7"
+    wrong = "whoever wants i_mmap_lock waits for the whole walk"
+
     def call(self, mapping: address_space, first: int, last: int, even_cows: bool) -> Unmapping:
         call = super().call(mapping, first, last, even_cows)
         call.details = attrs.evolve(call.details, need_break=None)
@@ -129,6 +141,9 @@ class NoBreak(RestartCount2004):
 
 class MutexTruncate(NoBreak):
     """One walk, which may sleep."""
+
+    since = "3.0"
+    wrong = "whoever wants i_mmap_lock waits for the whole walk, and for its holder's sleep"
 
     second_unmap = True
 

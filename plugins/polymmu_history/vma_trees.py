@@ -51,7 +51,10 @@ class VmaList:
 
 
 class VmaLists:
-    """``rmap_tree: list``."""
+    """A list, in the order the vmas came."""
+
+    since = "to 2.6.6"
+    wrong = "each walk looks at every vma of the file"
 
     def __init__(self, kernel: ArchKernel) -> None:
         pass
@@ -73,7 +76,10 @@ class NarrowPrioTree(PrioTree):
 
 
 class NarrowPrioTrees(PrioTrees):
-    """``rmap_tree: prio-narrow``."""
+    """The priority search tree, with as many bits of the size as the index had."""
+
+    since = "2.6.7, to 2004-11"
+    wrong = "after the tree has grown, equals are not found again and get a second node"
 
     def new_tree(self) -> VmaTree:
         return NarrowPrioTree(self.bits)

@@ -21,7 +21,10 @@ __all__ = ["ZapBlocks", "ZapWork2005"]
 
 
 class ZapWork2005(ZapWork):
-    """zap_work: see the top of the module."""
+    """Each table locked for itself, a block counted by its work, a flush at the end of each."""
+
+    since = "2.6.15"
+    wrong = ""
 
     def has_blocks(self, details: ZapDetails | None) -> bool:
         return True
@@ -56,6 +59,9 @@ class ZapWork2005(ZapWork):
 
 class ZapBlocks(ZapWork2005):
     """ZAP_BLOCK_SIZE by address, below the page-table lock of the caller."""
+
+    since = "2.6.7"
+    wrong = "every flush comes below the page-table lock"
 
     @staticmethod
     def refuses(choice: KernelChoice) -> str:

@@ -149,7 +149,7 @@ def test_an_option_is_named_as_it_was_typed(refusal: Callable[..., str], rows: P
     ("row", "message"),
     [
         ("release: 1\nkernel: {gahter: old}\n", "3.0.yaml:2:10: kernel: unknown key 'gahter'"),
-        ("release: 1\nkernel: {zap_block: 0}\n", "3.0.yaml:2:21: kernel.zap_block: 0 is less than 1"),
+        ("release: 1\nkernel: {pagevec: 0}\n", "3.0.yaml:2:19: kernel.pagevec: 0 is less than 1"),
         ("release: 1\n", "3.0.yaml:1:1: missing 'kernel'"),
         ("kernel: {}\n", "3.0.yaml:1:1: missing 'release'"),
         ("release: 2\nkernel: {}\n", "3.0.yaml:1:10: release: 2 is not one of 1"),

@@ -15,7 +15,7 @@ from polymmu.mm.zap import zap_page_range
 from polymmu.registry import Arch, replaced
 from polymmu.structs import VM_PFNMAP, mm_struct, mmu_gather
 from tests.mm.test_gather import queued
-from tests.mm.toy import PAGE, RW, TOY, GatherLog, add_vma, boot, new_mm, touch
+from tests.mm.toy import PAGE, RW, TOY, GatherLog, add_vma, boot, new_mm, pte_lock_held, touch
 
 GENERATIONS = ("linked-3.0", "linked-3.8", "linked-3.15", "linked-4.13", "linked")
 
@@ -77,7 +77,7 @@ def test_a2_4_from_3_15_on_dirty_file_pages_are_flushed_below_the_table_lock(nam
     tlb_flush = arch.ops.tlb_flush
 
     def flush(tlb: mmu_gather) -> None:
-        held.append(tlb.mm.page_table_lock.held)
+        held.append(pte_lock_held(tlb.mm, addr))
         tlb_flush(tlb)
 
     machine = Machine(description, replaced(arch, "tlb_flush", flush))

@@ -12,6 +12,7 @@ import pytest
 import polymmu_history
 from polymmu import Machine, plugins, variants
 from polymmu.cli.main import main
+from polymmu.description.model import KernelChoice
 from polymmu.description.releases import load_row
 from polymmu.hooks import ArchKernel
 
@@ -133,3 +134,17 @@ def test_validate_knows_releases_and_the_names_of_generations(text: str, told: s
 def test_every_row_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "-q", *(str(RELEASES / f"{name}.yaml") for name in NAMES)]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("axis", variants.VARIANTS)
+def test_every_generation_and_bug_says_when_it_came_and_what_it_gets_wrong(axis: str) -> None:
+    """Of itself: what its base says is another's. A known bug gets something wrong."""
+    known = {**polymmu_history.kernel_variants()[axis], **variants.VARIANTS[axis]}
+    for name, made in known.items():
+        assert made.__dict__["since"], name
+        assert "wrong" in made.__dict__, name
+        assert made.wrong or not name.startswith("bug-"), name
+        assert made.__doc__, name
+    assert not variants.VARIANTS[axis][getattr(KernelChoice(), axis)].wrong
+    page = (Path(__file__).parents[2] / "docs" / "generations.md").read_text()
+    assert f"<!-- generations: {axis} -->" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -323,7 +324,7 @@ def test_a_sleeping_notifier_below_a_spinning_i_mmap_lock_breaks_inv_atomic() ->
     assert violation.invariant == "INV-ATOMIC"
     assert "may sleep (secondary_mmu) in atomic context below i_mmap_lock" in violation.second.what
     assert violation.second.place.endswith("zap_page_range")
-    assert violation.first.place.endswith("unmap_mapping_range")
+    assert re.fullmatch(r"truncate\.py:\d+ unmap", violation.first.place)
 
 
 @pytest.mark.parametrize(("lock", "sleeps"), [("mutex", True), ("mutex", False), ("spin", False)])

@@ -282,21 +282,29 @@ def test_a1_7_a_truncation_may_be_done_with_the_new_vma_before_its_pages_come() 
 
 
 def moved_below_the_restart_address(kernel: ArchKernel) -> list[int]:
-    """Corpus 8: the vma that pages move into is the interrupted one, and they come to lie below where it was left."""
+    """Corpus 8: the vma that pages move into is the interrupted one, and they come to lie below where it was left.
+
+    It is walked first where the tree begins with what reaches furthest (``rmap_tree: prio``).
+    """
     mm = new_mm(kernel)
     file = new_file(kernel, "f", 16 * PAGE)
     for at, first, pages in ((V + 4 * PAGE, 4, 12), (V + PUD, 0, 4)):
         do_mmap(mm, at, pages * PAGE, SHARED, fixed=True, file=file, pgoff=first)
         for page in range(pages):
             touch(mm, at + page * PAGE, "load")
-    in_breaks(kernel, file, [lambda: do_mremap(mm, V + PUD, 4 * PAGE, 4 * PAGE, new_addr=V)])
+
+    def moves() -> None:
+        assert mapped(mm, V + PUD, 4) == [0, 1, 2, 3], "the walk began with the other vma"
+        do_mremap(mm, V + PUD, 4 * PAGE, 4 * PAGE, new_addr=V)
+
+    in_breaks(kernel, file, [moves])
     cut_off(kernel, file)
     assert mm.map_count == 1
     return mapped(mm, V, 16)
 
 
 def test_a1_7_no_restart_address_holds_for_pages_that_moved() -> None:
-    assert moved_below_the_restart_address(boot()) == []
+    assert moved_below_the_restart_address(boot(rmap_tree="prio")) == []
 
 
 def visits_of_a_new_vma(kernel: ArchKernel) -> int:

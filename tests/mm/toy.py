@@ -28,7 +28,6 @@ from polymmu.mm.mm import activate, mm_alloc
 from polymmu.mm.tables import find_entry, pfn_of, read_entry, read_pte, table_at
 from polymmu.mm.vma import vma_alloc, vma_link
 from polymmu.registry import Arch, resolve
-from polymmu.sched.locks import Spinlock
 from polymmu.structs import (
     VM_EXEC,
     VM_READ,
@@ -244,9 +243,9 @@ def pte_at(mm: mm_struct, addr: int) -> int:
 
 
 def pte_lock_held(mm: mm_struct, addr: int) -> bool:
-    """Whether somebody holds the lock of ``addr``'s pte; its table is there."""
-    lock: Spinlock = mm.kernel.variants.page_table_lock.lock_of(mm, table_at(mm, find_entry(mm, addr)))
-    return lock.held
+    """Whether somebody holds the lock of the ptes around ``addr``; nobody does where they have no table."""
+    ptep = find_entry(mm, addr)
+    return ptep >= 0 and mm.kernel.variants.page_table_lock.lock_of(mm, table_at(mm, ptep)).held
 
 
 def frame_at(mm: mm_struct, addr: int) -> int:

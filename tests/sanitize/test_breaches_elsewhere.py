@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from polymmu.machine import CpuHandle, FileHandle, Machine, Mm
-from polymmu.mm import hugetlb, mmap, vma, zap
+from polymmu.mm import hugetlb, unmap, vma, zap
 from polymmu.mm.tables import find_entry
 from polymmu.registry import replaced
 from polymmu.sanitize.progress import NoProgress
@@ -215,7 +215,7 @@ def test_inv_prog_a_munmap_that_begins_again_whenever_it_gave_way(monkeypatch: p
         while True:
             unmap_vmas(*arguments)
 
-    monkeypatch.setattr(mmap, "unmap_vmas", starts_over)
+    monkeypatch.setattr(unmap, "unmap_vmas", starts_over)
     with pytest.raises(NoProgress):
         mm.munmap(at, 64 * made.page_size)
     violation = only(made)

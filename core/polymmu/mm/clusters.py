@@ -22,7 +22,10 @@ CLUSTER_PAGES = 32
 
 
 class ClusterScan:
-    """``cluster_scan: lockbreak``."""
+    """The list's lock is offered to others after each round over all vmas, never within one."""
+
+    since = "2.6.7"
+    wrong = ""
 
     def __init__(self, kernel: ArchKernel) -> None:
         self.kernel = kernel

@@ -114,7 +114,6 @@ def hugetlb_fault(vma: vm_area_struct, addr: int, access: str) -> str:
 def _alloc_entry(vma: vm_area_struct, page: int) -> int:
     """Physical address of the entry for ``page``, made if need be; -1 where no table is left. May sleep."""
     kernel: ArchKernel = vma.vm_mm.kernel
-    kernel.variants.free_pgtables.room_for_huge(vma.vm_mm, page, vma.huge_size)
     return kernel.ops.huge_pte_alloc(vma.vm_mm, page, vma.huge_size)
 
 

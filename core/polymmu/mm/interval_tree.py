@@ -200,7 +200,10 @@ def _update(node: Node) -> bool:
 
 
 class IntervalTrees:
-    """``rmap_tree: interval``."""
+    """Balanced by first page; each subtree knows how far it reaches."""
+
+    since = "3.7"
+    wrong = ""
 
     def __init__(self, kernel: ArchKernel) -> None:
         pass

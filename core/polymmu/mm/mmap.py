@@ -117,6 +117,8 @@ def do_mmap(
             addr = get_unmapped_huge_area(mm, addr, length, huge_size)
         else:
             addr = get_unmapped_area(mm, addr, length)
+        if huge_size:
+            kernel.variants.free_pgtables.room_for_huge(mm, addr, addr + length, huge_size)
         if file is None and vm_flags & VM_SHARED:
             memory = new_file(kernel, "dev/zero", length, anonymous=True, huge_size=huge_size)
             try:

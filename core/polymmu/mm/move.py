@@ -61,6 +61,9 @@ class Extents:
     find each of them.
     """
 
+    since = "4.19, whole tables as in 5.11"
+    wrong = ""
+
     def __init__(self, kernel: ArchKernel) -> None:
         self.kernel = kernel
 

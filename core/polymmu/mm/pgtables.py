@@ -45,6 +45,9 @@ def free_pgd_range(tlb: mmu_gather, addr: int, end: int, floor: int, ceiling: in
 class VmaList:
     """One look at each place where a vma was."""
 
+    since = "2.6.12, vmas unlinked first 2.6.15"
+    wrong = ""
+
     leaves_tables = False
     """Whether tables may, until exit, outlive the vmas that needed them: then INV-PTALL does not hold."""
 
@@ -92,8 +95,9 @@ class VmaList:
         own = -(-self.kernel.shape.limits.first_user_address // layout.span_of(layout.pmd_level))
         return max(mm.nr_tables[layout.pte_level] - own, 0)
 
-    def room_for_huge(self, mm: mm_struct, page: int, size: int) -> None:
-        """Called before a huge page's first entry is made. There is nothing in its way: tables go with their vmas."""
+    def room_for_huge(self, mm: mm_struct, start: int, end: int, size: int) -> None:
+        """Called before huge pages of ``size`` are mapped in [start, end). There is nothing in their way: tables go
+        with their vmas."""
 
     # ------------------------------------------------------------------ by vma list
     def free_pgtables(self, tlb: mmu_gather, vma: vm_area_struct | None, floor: int, ceiling: int) -> None:

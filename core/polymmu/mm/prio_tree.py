@@ -203,7 +203,10 @@ class PrioTree:
 
 
 class PrioTrees:
-    """``rmap_tree: prio``."""
+    """A radix priority search tree: ordered by last page downwards and by the bits of the first page sideways."""
+
+    since = "2.6.7, as here 2004-11"
+    wrong = ""
 
     def __init__(self, kernel: ArchKernel) -> None:
         self.bits = 64 if kernel.shape.limits.va_bits > 32 else 32

@@ -34,6 +34,9 @@ class TableLock(Spinlock):
 class SplitTableLocks:
     """A lock per frame of pte tables, made with the first table in it and gone with the last."""
 
+    since = "2.6.15"
+    wrong = ""
+
     def __init__(self, kernel: ArchKernel) -> None:
         self.kernel = kernel
         self._shift = kernel.shape.layout.page_shift

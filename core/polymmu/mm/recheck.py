@@ -18,6 +18,9 @@ __all__ = ["CacheRecheck", "recheck_of"]
 class CacheRecheck:
     """Ask the cache and the file's size."""
 
+    since = "never in Linux: what a page lock held by the fault comes to"
+    wrong = ""
+
     def __init__(self, kernel: ArchKernel) -> None:
         self.kernel = kernel
 

@@ -57,6 +57,11 @@ def _shrink(kernel: ArchKernel, file: File, size: int) -> None:
     file.size = size
     if file.read_page is not None:
         file.read_page = _cut(file.read_page, size, page_size)
+    file.written = {
+        index: data[: size - index * page_size]
+        for index, data in file.written.items()
+        if index * page_size < size
+    }
     first = -(-size // page_size)
     unmap_mapping_range(kernel, mapping, first * page_size, 0, True)
     drop_page_cache(kernel, mapping, first)
@@ -112,6 +117,9 @@ class Unmapping:
 
 class RestartCount(TruncateCounts):
     """Restart points in the vmas, and one call at a time in a file."""
+
+    since = "2.6.38, and one hole closed that Linux never closed"
+    wrong = ""
 
     second_unmap = True
     """Whether a truncation unmaps again when the pages have left the cache (2.6.23)."""

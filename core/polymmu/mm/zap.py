@@ -122,6 +122,9 @@ class ZapWork:
     tables where it may sleep, as since 3.0.
     """
 
+    since = "2.6.38"
+    wrong = ""
+
     def __init__(self, kernel: ArchKernel) -> None:
         choice = kernel.description.kernel
         self.kernel = kernel
