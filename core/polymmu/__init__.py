@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from polymmu.api import Machine, compare
     from polymmu.errors import PluginMistake, PolymmuError, SegmentationFault, SyscallError, UserMistake
+    from polymmu.exploration.explored import explore
     from polymmu.report import Report
     from polymmu.workload.model import Workload
 
@@ -30,11 +31,13 @@ __all__ = [
     "Workload",
     "__version__",
     "compare",
+    "explore",
 ]
 
 _HOMES = {
     "Machine": "polymmu.api",
     "compare": "polymmu.api",
+    "explore": "polymmu.exploration.explored",
     "PluginMistake": "polymmu.errors",
     "PolymmuError": "polymmu.errors",
     "SegmentationFault": "polymmu.errors",

@@ -36,14 +36,16 @@ class Machine(_machine.Machine):
         sets: Sequence[str] = (),
         driver: str | None = None,
         sanitize: bool | None = None,
+        variant: str | None = None,
     ) -> Self:
         """The machine called so, with what a scenario wants of it, and the driver that suits the workload.
 
         ``driver`` None: solo for a program with one thread, timed for several and for scenarios. ``sanitize`` None:
-        only scenarios have the referee. Raises UserMistake.
+        only scenarios have the referee. ``variant``: of a scenario that has several; None: the fixed one. Raises
+        UserMistake.
         """
         if isinstance(workload, ScenarioFile):
-            over, is_scenario, several = workload.over, True, True
+            over, is_scenario, several = workload.over_in(variant), True, True
         else:
             over, is_scenario, several = None, False, len({turn.tid for turn in workload.threads}) > 1
         return cls.from_file(

@@ -25,6 +25,7 @@ from polymmu.mm import frames
 from polymmu.mm import mm as mm_life
 from polymmu.registry import Arch
 from polymmu.sched.driver import Sched
+from polymmu.sched.exploring import ExploringSched
 from polymmu.sched.timed import TimedSched
 from polymmu.sched.user import UserCode
 from polymmu.structs import (
@@ -74,7 +75,7 @@ def boot_kernel(
 ) -> ArchKernel:
     """A kernel with its RAM, CPUs and allocators, no process yet. The arch has been asked for its shape.
 
-    ``driver``: ``solo`` or ``timed``, who says what runs when.
+    ``driver``: ``solo``, ``timed`` or ``exploring``, who says what runs when.
     """
     section = description.section
     shape = shape_of(arch, section)
@@ -85,13 +86,18 @@ def boot_kernel(
         Cpu(index, ram, page_frames, description.tlbs, description.walk_caches, translation, description.seed)
         for index in range(description.cpus)
     )
+    drivers: dict[str, Callable[[], Sched]] = {
+        "solo": lambda: Sched(cpus),
+        "timed": lambda: TimedSched(cpus, description.seed),
+        "exploring": lambda: ExploringSched(cpus),
+    }
     kernel: ArchKernel = Kernel(
         description=description,
         ram=ram,
         frames=page_frames,
         free=frames.boot_free_frames(page_frames, len(cpus)),
         cpus=cpus,
-        sched=Sched(cpus) if driver == "solo" else TimedSched(cpus, description.seed),
+        sched=drivers[driver](),
         events=Events(),
         ops=arch.ops,
         shape=shape,

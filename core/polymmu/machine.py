@@ -42,7 +42,8 @@ from polymmu.registry import Arch
 from polymmu.report import SCHEMA, Counters, Report
 from polymmu.sanitize.flushes import FlushAudit
 from polymmu.sanitize.sanitizer import Sanitizer
-from polymmu.sched.timed import Task, TimedSched
+from polymmu.sched.driver import TaskSched
+from polymmu.sched.timed import TimedSched
 from polymmu.sched.user import UserCode
 from polymmu.sched.waitqueue import WaitQueue
 from polymmu.structs import (
@@ -84,9 +85,9 @@ class Machine:
         self.kernel.events = Events((self.counters, self.flushes))
         self.vectors = Vectors(self.kernel)
         accesses: Sequence[Cpu | UserCode] = self.kernel.cpus
-        self._programs: dict[Task, Program] = {}
+        self._programs: dict[object, Program] = {}
         sched = self.kernel.sched
-        if isinstance(sched, TimedSched):
+        if isinstance(sched, TaskSched):
             cycles_of = partial(hardware_cycles, description)
             programs = [UserCode(cpu, sched, cycles_of) for cpu in self.kernel.cpus]
             self.vectors = TimedVectors(self.kernel, programs)
@@ -196,9 +197,9 @@ class Machine:
         return self.kernel.cpus[mm.last_cpu if mm is not None else 0]
 
     # --- tasks, under the timed driver
-    def _timed(self) -> TimedSched:
+    def _tasks(self) -> TaskSched:
         sched = self.kernel.sched
-        if not isinstance(sched, TimedSched):
+        if not isinstance(sched, TaskSched):
             raise UserMistake("tasks need the timed driver; build the machine with driver='timed'")
         return sched
 
@@ -208,7 +209,7 @@ class Machine:
         ``mm`` None: a kernel thread, which borrows what it finds loaded. It starts with ``run_tasks``, or now if a task
         calls this. Raises UserMistake.
         """
-        sched = self._timed()
+        sched = self._tasks()
         if not 0 <= cpu < len(self.cpus):
             raise UserMistake(f"task {name}: no CPU {cpu}; this machine has 0 to {len(self.cpus) - 1}")
         here = self.kernel.cpus[cpu]
@@ -220,30 +221,32 @@ class Machine:
 
         Raises what a task raised (the others are then torn down where they are), or ``Deadlock``.
         """
+        sched = self._tasks()
+        assert isinstance(sched, TimedSched)
         try:
-            self._timed().run()
+            sched.run()
         finally:
             self._programs.clear()
         mm_life.leave_lazy_tlb(self.kernel)
 
     def task_uses(self, cpu: CpuHandle, mm: Mm) -> None:
         """The task that calls this runs in ``mm`` from now on; ``cpu`` must be its own."""
-        sched = self._timed()
+        sched = self._tasks()
         if sched.cpu is not cpu.cpu:
             raise UserMistake(f"a task on CPU {sched.cpu.index} switches the mm of CPU {cpu.index}")
         self._programs[sched.context].use(mm.checked())
 
     def exit_mm(self) -> None:
         """The task that calls this leaves its mm, as exit does; the last user takes it down."""
-        self._programs[self._timed().context].use(None)
+        self._programs[self._tasks().context].use(None)
 
     def work(self, cycles: int) -> None:
         """The task that calls this computes for ``cycles`` without memory."""
-        self._timed().user(lambda: cycles)
+        self._tasks().user(lambda: cycles)
 
     def sleep(self, cycles: int) -> None:
         """The task that calls this sleeps for ``cycles``."""
-        self._timed().sleep(cycles)
+        self._tasks().sleep(cycles)
 
     def reclaim(self, pages: int) -> int:
         """Free up to so many pages, the coldest first, as Linux's kswapd does; how many went.
@@ -257,7 +260,7 @@ class Machine:
 
     def wait_queue(self, name: str, *, idle: bool = True) -> WaitQueue:
         """Where tasks can wait for each other. ``idle`` False: CPUs whose tasks do are not lazy meanwhile."""
-        return WaitQueue(self._timed(), name, idle)
+        return WaitQueue(self._tasks(), name, idle)
 
     def report(
         self, *, workload: str = "", workload_sha256: str = "", extra: dict[str, Any] | None = None

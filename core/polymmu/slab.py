@@ -59,6 +59,12 @@ class Slab(Generic[T]):
         self.objects.append(obj)
         return obj
 
+    def reserve(self, n: int) -> None:
+        """Have ``n`` objects more, to be handed out after those that were freed, so that none is made for a while."""
+        fresh = range(len(self.objects), len(self.objects) + n)
+        self.objects += map(self._make, fresh)
+        self._free[:0] = reversed(fresh)
+
     def free(self, obj: T) -> None:
         """Give a slot back; its generation moves on. The object must not be used again."""
         if self.objects[obj.slot] is not obj:

@@ -61,11 +61,22 @@ def scenarios(options: argparse.Namespace) -> int:
     """List scenarios."""
     from polymmu.description.load_scenario import installed_scenarios
 
+    found = installed_scenarios()
     rows = [
         {"name": row.name, "summary": row.summary, "distribution": row.distribution, "version": row.version}
-        for row in installed_scenarios()
+        for row in found
     ]
-    common.emit(options, rows, lambda: table(rows))
+    told = [
+        {
+            **line,
+            "corpus": row.corpus,
+            "variants": row.variants,
+            "arches": row.arches,
+            "invariant": row.invariant,
+        }
+        for line, row in zip(rows, found, strict=True)
+    ]
+    common.emit(options, told, lambda: table(rows))
     return 0
 
 

@@ -12,13 +12,37 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from polymmu.cli import compare, conformance, listings, new_arch, record, run, schema, translate, validate
+from polymmu.cli import (
+    compare,
+    conformance,
+    explore,
+    listings,
+    new_arch,
+    record,
+    replay,
+    run,
+    schema,
+    translate,
+    validate,
+)
 from polymmu.cli.common import tell
 from polymmu.errors import PolymmuError, UserMistake
 
 __all__ = ["main"]
 
-COMMANDS = (run, compare, record, translate, listings, validate, schema, conformance, new_arch)
+COMMANDS = (
+    run,
+    compare,
+    explore,
+    replay,
+    record,
+    translate,
+    listings,
+    validate,
+    schema,
+    conformance,
+    new_arch,
+)
 FINE, FINDING, MISTAKE, OUR_FAULT, INTERRUPTED = 0, 1, 2, 3, 130
 
 

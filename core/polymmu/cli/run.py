@@ -20,6 +20,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "workload", metavar="WORKLOAD", help="a lackey log, strace log, access trace or scenario"
     )
+    parser.add_argument("--variant", metavar="NAME", help="which variant of a scenario (default: fixed)")
     add_replay(parser)
     common.add_sets(parser)
     common.add_output(parser)
@@ -64,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
         sets=common.sets_of(options),
         driver=options.driver,
         sanitize=options.sanitize,
+        variant=options.variant,
     )
     with common.progress(options, machine.name) as update:
         report = machine.run(workload, ignore_mm_calls=options.ignore_mm_calls, progress=update)

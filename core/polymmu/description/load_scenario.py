@@ -16,8 +16,9 @@ from polymmu.description.convert import convert
 from polymmu.description.installed import SUFFIX, scenario_files
 from polymmu.description.load import is_path, read_text
 from polymmu.description.mistakes import Place, Problems, unknown
+from polymmu.description.overlay import merge
 from polymmu.description.scenario import Scenario
-from polymmu.description.yaml_source import MAX_BYTES, Mapping, Scalar, parse_yaml
+from polymmu.description.yaml_source import MAX_BYTES, Mapping, parse_yaml
 from polymmu.errors import UserMistake
 
 __all__ = [
@@ -39,8 +40,25 @@ class ScenarioFile:
     filename: str
     sha256: str
     over: Mapping
+    variants: Mapping
+    """What each variant lays over the machine, too."""
+
+    def over_in(self, variant: str | None) -> Mapping:
+        """What to lay over the machine in ``variant``; None: ``fixed`` where there are variants. Raises UserMistake."""
+        names = [*self.variants.items]
+        if variant is None:
+            variant = FIXED if FIXED in names else None
+        if variant is None:
+            return self.over
+        if variant not in names:
+            known = f"known: {', '.join(names)}" if names else "it has no variants"
+            raise UserMistake(f"no variant '{variant}' ({known})", place=self.filename)
+        wishes = self.variants.items[variant][1]
+        assert isinstance(wishes, Mapping)
+        return merge(self.over, wishes, Problems())
 
 
+FIXED = "fixed"
 _SCENARIO = re.compile(rb"^scenario\s*:", re.MULTILINE)
 
 
@@ -91,10 +109,20 @@ def load_scenario_text(text: str, *, filename: str) -> ScenarioFile:
             )
     if "kernel" in items:
         over = Mapping(over.place, {**over.items, "kernel": items.pop("kernel")})
+    variants = Mapping(tree.place, {})
+    if "variants" in items:
+        node = items.pop("variants")[1]
+        if isinstance(node, Mapping) and all(isinstance(each, Mapping) for _, each in node.items.values()):
+            variants = node
+        else:
+            problems.add(
+                node.place,
+                "variants: expected mappings to lay over the machine, such as buggy: {kernel: {...}}",
+            )
     scenario = convert(Scenario, Mapping(tree.place, items), problems)
     problems.finish()
     assert scenario is not None  # or there would have been a problem
-    return ScenarioFile(scenario, filename, hashlib.sha256(text.encode()).hexdigest(), over)
+    return ScenarioFile(scenario, filename, hashlib.sha256(text.encode()).hexdigest(), over, variants)
 
 
 @attrs.frozen
@@ -105,20 +133,33 @@ class InstalledScenario:
     summary: str
     distribution: str
     version: str
+    corpus: str = ""
+    invariant: str = ""
+    arches: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
 
 
 def installed_scenarios() -> list[InstalledScenario]:
-    """Every installed scenario by name. Files are parsed, not checked."""
+    """Every installed scenario by name."""
     return [
-        InstalledScenario(name, _summary(str(file.path)), file.distribution, file.version)
+        _line(name, str(file.path), file.distribution, file.version)
         for name, file in scenario_files().items()
     ]
 
 
-def _summary(filename: str) -> str:
+def _line(name: str, filename: str, distribution: str, version: str) -> InstalledScenario:
     try:
-        tree = parse_yaml(read_text(Path(filename), filename), filename, Problems())
+        file = load_scenario(filename)
     except UserMistake as error:
-        return str(error).partition("\n")[0]
-    node = tree.items["summary"][1] if isinstance(tree, Mapping) and "summary" in tree.items else None
-    return node.text if isinstance(node, Scalar) else ""
+        return InstalledScenario(name, str(error).partition("\n")[0], distribution, version)
+    scenario = file.scenario
+    return InstalledScenario(
+        name,
+        scenario.summary,
+        distribution,
+        version,
+        scenario.corpus,
+        scenario.invariant,
+        scenario.arches,
+        tuple(file.variants.items),
+    )

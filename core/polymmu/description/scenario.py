@@ -298,6 +298,21 @@ class Scenario:
             names_doc="a CPU's number, or one with a letter for another task there, such as 1b",
         )
     )
+    corpus: str = field(
+        default="",
+        metadata=doc(
+            "number of the known bug it shows",
+            pattern="[1-9][0-9]*[a-z]?",
+            pattern_doc="a number such as 16b",
+        ),
+    )
+    invariant: str = field(
+        default="",
+        metadata=doc(
+            "the rule that the bug breaks", pattern="INV-[A-Z]+", pattern_doc="a name such as INV-TLB"
+        ),
+    )
+    arches: tuple[str, ...] = field(default=(), metadata=doc("architectures it applies to; none: all"))
     choices: dict[str, int] = field(
         factory=dict[str, int], metadata=doc("budgets of the explorer", minimum=0)
     )

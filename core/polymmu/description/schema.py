@@ -49,7 +49,12 @@ def scenario_schema(section_classes: Mapping[str, type]) -> Schema:
     arches = {name: section_classes[name] for name in sorted(section_classes)}
     whole = _object(fields_of(Scenario), partial=False)
     machine = _object(machine_fields(arches), partial=True)
-    whole["properties"] |= {"machine": machine, "kernel": machine["properties"]["kernel"]}
+    variants = {"description": "by name, what each lays over the machine", "additionalProperties": machine}
+    whole["properties"] |= {
+        "machine": machine,
+        "kernel": machine["properties"]["kernel"],
+        "variants": {"type": "object", **variants},
+    }
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "polymmu scenario file",

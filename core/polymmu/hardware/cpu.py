@@ -284,6 +284,17 @@ class Cpu:
             va += length
         return pieces
 
+    def speculate(self, va: int) -> None:
+        """Fetch the translation of ``va`` for a load, as hardware may at any time; a fault is nobody's business."""
+        self._view[at.RESUME] = 0
+        self._one_op[0], self._one_address[0] = Access.LOAD, signed(va)
+        words, ram = self._words, self.ram.words
+        while not replay(self._one_op, self._one_address, self._one_size, 0, 1, words, self._seen, ram):
+            if self._view[at.STATUS] != at.GROW:
+                self._view[at.RESUME] = 0
+                return
+            self._seen = grow(self._seen, self._words)
+
     def _checked(self, va: int, size: int) -> None:
         if va < 0 or size < 0 or va + size > 1 << 64:
             raise UserMistake(f"address {va:#x}+{size} is outside the 64-bit address space")

@@ -193,6 +193,7 @@ def put_page(kernel: AnyKernel, pfn: int) -> None:
 def put_run(kernel: AnyKernel, pfns: Pfns) -> None:
     """One holder less for each of ``pfns``, in order; a page named twice loses two."""
     free = kernel.free
+    kernel.sched.frames_put(pfns)
     cpu = kernel.sched.cpu.index
     before = free.nr[cpu]
     stack = _with_room(free, cpu, len(pfns))

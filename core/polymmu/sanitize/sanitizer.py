@@ -52,6 +52,10 @@ class Sanitizer:
         """The ``violations`` of a report."""
         return [violation.to_dict() for violation in self.violations]
 
+    def only_watcher(self) -> None:
+        """Whoever watched the CPUs before is told nothing any more."""
+        self._other_watchers = dict.fromkeys(self._other_watchers)
+
     def finish(self) -> None:
         """Judge what nobody asked for yet. Call it when no task is in the middle of anything."""
         for judge in self.judges:

@@ -58,6 +58,8 @@ class State(Judge):
         self.stored: dict[int, tuple[int, Happened]] = {}
         """File frame that a TLB let a store through to, while it was not known to be dirty -> its generation, when."""
         self.looks = 0
+        self.eager = True
+        """Whether to look also before the end."""
         self._out = np.empty(STORED, dtype=np.int64)
         self._frames = self.kernel.frames.table.reshape(-1)
         self._roots: dict[tuple[int, int], tuple[list[tuple[int, int]], Pfns]] = {}
@@ -74,11 +76,12 @@ class State(Judge):
         self._work += n
 
     def mm_call_end(self, mm: mm_struct, name: str) -> None:
-        if self._work + PATIENCE >= self._cost:
+        if self.eager and self._work + PATIENCE >= self._cost:
             self._look_if_settled()
 
     def truncation_end(self, mapping: address_space) -> None:
-        self._look_if_settled()
+        if self.eager:
+            self._look_if_settled()
 
     def finish(self) -> None:
         self._look_if_settled()

@@ -10,18 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from polymmu.hardware.cpu import Cpu
 
 if TYPE_CHECKING:
     from polymmu.sched.locks import Lock
 
-__all__ = ["Sched"]
+__all__ = ["Sched", "TaskSched"]
 
 
 class Sched:
     """The solo driver, and the interface every driver has."""
 
     name = "solo"
+    tells_places = True
+    """Whether whoever watches is told where in the code things happen; finding out takes longer than most of them."""
     runs_tasks = False
     """Whether the caller is a task that shares the machine with others."""
 
@@ -50,6 +55,9 @@ class Sched:
     # --- points where another driver may switch
     def point(self, kind: str, what: object) -> None:
         """A visible operation is about to happen. Nobody else can run under solo."""
+
+    def frames_put(self, pfns: NDArray[np.int64]) -> None:
+        """Somebody gives up a hold on each of these frames, or tries to get one: part of the operation in progress."""
 
     def might_sleep(self, why: str) -> None:
         """Called where the code may block: an error below a spinlock or with preemption or interrupts off."""
@@ -133,3 +141,44 @@ class Sched:
             "max_lock_wait": dict(sorted(waits.items())),
             "max_preempt_off": self.max_preempt_off,
         }
+
+
+class TaskSched(Sched):
+    """A driver that runs tasks."""
+
+    switches = 0
+    """How often the simulation went from one task to another."""
+    went_idle: Callable[[Cpu], None] | None = None
+    """Told of a CPU that has nothing left to run."""
+
+    def next_event(self) -> int:
+        """When, on this CPU's clock, user code has to stop for others to be let in."""
+        raise NotImplementedError
+
+    def spawn(
+        self, name: str, cpu: int, body: Callable[[], None], switched_to: Callable[[], None] | None = None
+    ) -> Any:
+        """A new task on CPU ``cpu``; ``switched_to`` is called on its CPU each time it begins or goes on there."""
+        raise NotImplementedError
+
+    def user(self, work: Callable[[], int], more: int = 0) -> None:
+        """Run user code: ``work`` does some of it and returns the cycles it took.
+
+        ``more``: cycles for which others need not expect anything but more of the same.
+        """
+        raise NotImplementedError
+
+    def trap(self, handler: Callable[[], None]) -> None:
+        """Run kernel code that user code, inside ``user``, trapped into."""
+        raise NotImplementedError
+
+    def block(self, what: object, idle: bool = True) -> None:
+        """The current task sleeps until somebody calls ``wake`` for it; ``what`` it waits for is told in a deadlock.
+
+        ``idle`` False: its CPU does not count as idle meanwhile.
+        """
+        raise NotImplementedError
+
+    def sleep(self, cycles: int) -> None:
+        """The current task sleeps for so many cycles; others may run on its CPU."""
+        raise NotImplementedError

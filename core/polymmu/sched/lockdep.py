@@ -29,6 +29,7 @@ NOT_THE_CALLER = (
     "polymmu.sched",
     "polymmu.sanitize",
     "polymmu.events",
+    "polymmu.exploration",
     "polymmu.hardware",
     "polymmu.machine",
     "contextlib",
@@ -36,6 +37,9 @@ NOT_THE_CALLER = (
 )
 """Modules that pass calls on; a place is the first one outside of them."""
 HELPERS = (
+    "find_entry",
+    "read_entry",
+    "_read",
     "pte_lock",
     "pte_lock_second",
     "pte_unlock",
@@ -57,8 +61,10 @@ HELPERS = (
 """Functions that stand for a step of whoever calls them."""
 
 
-def place_here() -> str:
-    """The innermost place that did something of its own: ``file.py:line function``."""
+def place_here(sched: Sched) -> str:
+    """The innermost place that did something of its own: ``file.py:line function``; empty where unwanted."""
+    if not sched.tells_places:
+        return ""
     frame = sys._getframe(1)
     while frame.f_back is not None:
         module = frame.f_globals.get("__name__", "")
@@ -104,7 +110,7 @@ class Lockdep:
         held = self._held.get(self.sched.context)
         if not held:
             return
-        here = place_here()
+        here = place_here(self.sched)
         for outer, place in held:
             if outer is lock:
                 self._tell("INV-LOCK", f"{lock.name} taken again by who holds it", place, here)
@@ -123,7 +129,7 @@ class Lockdep:
 
     def taken(self, lock: Lock) -> None:
         """The current context holds ``lock`` now."""
-        self._held.setdefault(self.sched.context, []).append((lock, place_here()))
+        self._held.setdefault(self.sched.context, []).append((lock, place_here(self.sched)))
 
     def released(self, lock: Lock) -> None:
         """The current context is about to give ``lock`` back."""
@@ -133,19 +139,21 @@ class Lockdep:
                 del held[n]
                 return
         holder = next((place for other, place in self.held() if other is lock), "nowhere")
-        self._tell("INV-LOCK", f"{lock.name} released by who does not hold it", holder, place_here())
+        self._tell(
+            "INV-LOCK", f"{lock.name} released by who does not hold it", holder, place_here(self.sched)
+        )
 
     def freed(self, lock: Lock) -> None:
         """``lock`` goes, with what it is in, although somebody holds it."""
         holder = next((place for other, place in self.held() if other is lock), "nowhere")
-        self._tell("INV-LOCK", f"{lock.name} freed while it is held", holder, place_here())
+        self._tell("INV-LOCK", f"{lock.name} freed while it is held", holder, place_here(self.sched))
 
     def sleeping(self, why: str, state: str) -> None:
         """The current context may sleep (``why``) although it is in ``state``, where nobody may."""
         spinning = [(lock, place) for lock, place in self._held.get(self.sched.context, []) if lock.spins]
         lock, place = spinning[-1] if spinning else (None, "no spinlock is held")
         below = f" below {lock.name}" if lock is not None else ""
-        self._tell("INV-ATOMIC", f"may sleep ({why}) {state}{below}", place, place_here())
+        self._tell("INV-ATOMIC", f"may sleep ({why}) {state}{below}", place, place_here(self.sched))
 
     # ------------------------------------------------------------------ what others ask
     def held(self) -> Iterator[tuple[Lock, str]]:

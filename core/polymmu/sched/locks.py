@@ -163,7 +163,7 @@ class RwSem(Lock):
         """Take it for reading."""
         sched = self._sched
         sched.might_sleep(self.name)
-        sched.point("lock", self)
+        sched.point("read_lock", self)
         if sched.lockdep is not None:
             sched.lockdep.taking(self, False)
         if self.held or self.waiters:
@@ -180,7 +180,7 @@ class RwSem(Lock):
             if sched.lockdep is not None:
                 sched.lockdep.released(self)
             raise AssertionError(f"{self.name}: read-released but not held")
-        sched.point("unlock", self)
+        sched.point("read_unlock", self)
         if sched.lockdep is not None:
             sched.lockdep.released(self)
         self.readers -= 1

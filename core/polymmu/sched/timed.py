@@ -28,7 +28,7 @@ import attrs
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from polymmu.hardware.cpu import Cpu
-from polymmu.sched.driver import Sched
+from polymmu.sched.driver import TaskSched
 
 if TYPE_CHECKING:
     from polymmu.sched.locks import Lock
@@ -100,7 +100,7 @@ class Slot:
     user_until: int = 0
 
 
-class TimedSched(Sched):
+class TimedSched(TaskSched):
     """See the top of the module. Use: ``spawn`` tasks, then ``run``."""
 
     name = "timed"

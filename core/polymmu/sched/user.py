@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from polymmu.errors import UserMistake
 from polymmu.hardware.cpu import Cpu
-from polymmu.sched.timed import TimedSched
+from polymmu.sched.driver import TaskSched
 
 __all__ = ["FEWEST", "MOST", "UserCode"]
 
@@ -40,7 +40,7 @@ class UserCode:
     A load or store of bytes on several pages is one access to each: another CPU may come between.
     """
 
-    def __init__(self, cpu: Cpu, sched: TimedSched, cycles_of: Callable[[Cpu], int]) -> None:
+    def __init__(self, cpu: Cpu, sched: TaskSched, cycles_of: Callable[[Cpu], int]) -> None:
         self.cpu = cpu
         self._sched = sched
         self._cycles_of = cycles_of

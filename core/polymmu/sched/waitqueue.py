@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from polymmu.sched.timed import Task, TimedSched
+from polymmu.sched.driver import TaskSched
 
 __all__ = ["WaitQueue"]
 
@@ -15,11 +16,11 @@ class WaitQueue:
     ``idle`` False: a program that waits here would have run in reality, so its CPU does not count as idle.
     """
 
-    def __init__(self, sched: TimedSched, name: str, idle: bool = True) -> None:
+    def __init__(self, sched: TaskSched, name: str, idle: bool = True) -> None:
         self.name = name
         self.idle = idle
         self._sched = sched
-        self._sleepers: list[Task] = []
+        self._sleepers: list[Any] = []
 
     def wait_event(self, condition: Callable[[], bool]) -> None:
         """Sleep until ``condition()``; it is looked at now and after each ``wake_up_all``."""

@@ -65,9 +65,10 @@ def run_scenario(machine: Machine, file: ScenarioFile) -> ScenarioResult:
 
 
 class ScenarioRun:
-    """One run."""
+    """One run. ``lingering``: a task that is done keeps its mm, until everything is given up."""
 
-    def __init__(self, machine: Machine, file: ScenarioFile) -> None:
+    def __init__(self, machine: Machine, file: ScenarioFile, *, lingering: bool = False) -> None:
+        self.lingering = lingering
         self.machine = machine
         self.place = file.filename
         self.scenario = file.scenario
@@ -140,8 +141,13 @@ class TaskRun:
         """The life of the task."""
         for _ in range(plan.times):
             for number, step in enumerate(plan.do):
+                if self.run_of.lingering and self.own:
+                    self.machine.work(0)  # between two steps it is in user mode
                 self.step(f"{self.where}.do[{number}]", step)
-        self._leave()
+        if not self.run_of.lingering:
+            self._leave()
+        elif self.own:
+            self.machine.work(0)
 
     def _leave(self) -> None:
         """This task gives its mm up, the last one takes it down."""

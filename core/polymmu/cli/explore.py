@@ -1,0 +1,89 @@
+"""``polymmu explore SCENARIO``: look for an interleaving that breaks something, or prove that there is none."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from polymmu.cli import common
+from polymmu.errors import UserMistake
+
+__all__ = ["add", "run"]
+
+STRATEGIES = ("portfolio", "default", "fair", "pct", "dpor", "sleep", "naive", "bounded")
+
+
+def add(commands: Any) -> None:
+    """Declare the arguments."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "explore", help="every interleaving of a scenario, up to the bounds", description=__doc__
+    )
+    parser.add_argument("scenario", metavar="SCENARIO", help="an installed scenario's name, or a YAML file")
+    parser.add_argument(
+        "--machine", metavar="M", help="where it happens (default: the plain machine of the host's kind)"
+    )
+    parser.add_argument(
+        "--variant", metavar="NAME", help="buggy or fixed, of a scenario with both (default: fixed)"
+    )
+    parser.add_argument(
+        "--strategy", choices=STRATEGIES, default="portfolio", help="how to search (default: all in turn)"
+    )
+    parser.add_argument("--random", type=int, default=100, metavar="N", help="random schedules tried first")
+    parser.add_argument("--executions", type=int, default=20_000, metavar="N", help="stop after so many")
+    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="stop after so long")
+    parser.add_argument(
+        "--preemptions", type=int, default=2, metavar="N", help="the most that the fallback search covers"
+    )
+    parser.add_argument(
+        "--speculate",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let every CPU fetch a translation just before the kernel takes it away (default: yes)",
+    )
+    parser.add_argument(
+        "--require-complete", action="store_true", help="exit with 1 unless every interleaving was covered"
+    )
+    parser.add_argument("--replay", metavar="FILE", help="where to write a schedule that breaks something")
+    common.add_sets(parser)
+    common.add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Explore it."""
+    from polymmu.description.load_scenario import load_scenario
+    from polymmu.exploration.explored import explore
+    from polymmu.exploration.explorer import Limits
+
+    for name in ("random", "executions", "seconds", "preemptions"):
+        if getattr(options, name) < 0:
+            raise UserMistake(f"--{name} {getattr(options, name)} is negative; give 0 or more")
+    file = load_scenario(options.scenario)
+    limits = Limits(
+        random=options.random,
+        executions=options.executions,
+        seconds=options.seconds,
+        preemptions=options.preemptions,
+    )
+    with common.progress(options, file.scenario.name) as update:
+        found = explore(
+            file,
+            options.machine,
+            variant=options.variant,
+            strategy=options.strategy,
+            sets=options.set,
+            limits=limits,
+            seed=options.seed or 0,
+            speculate=options.speculate,
+            replay=options.replay
+            or f"{file.scenario.name}-{Path(options.machine or 'here').stem}.replay.json",
+            progress=None if update is None else lambda strategy, done: update(done, options.executions),
+        )
+    common.emit(options, found.to_dict(), lambda: str(found))
+    verdict = found.verdict
+    if verdict.interrupted:
+        return 130
+    if verdict.verdict == "violation":
+        return 1
+    return 1 if options.require_complete and not verdict.complete else 0

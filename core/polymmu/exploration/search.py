@@ -1,0 +1,201 @@
+"""Depth-first search over the interleavings of a program that can be run again and again.
+
+A node is a moment at which somebody had to be picked. The search runs the program along the picks of its stack, lets
+it go on by the default schedule (stay with who runs), and adds nodes as it goes; then it backs up to the last node
+with something left to try. What is left to try is what the kinds of search differ in:
+
+* ``naive``: everybody who could go on;
+* ``sleep``: likewise, but nobody whose operation was tried at a node and has met nothing since that it does not
+  commute with (sleep sets);
+* ``dpor``: source sets and sleep sets (Abdulla, Aronis, Jonsson and Sagonas, 2014): only a task whose operation raced
+  with what was done instead;
+* ``bounded``: everybody, as long as no more than ``preemptions`` times a task was left that could have gone on. Never
+  with sleep sets, which would not be sound.
+
+Outcomes of choices are tried one after another at their node.
+
+First reading: ``Search.pick``, ``Search.back_up``; then ``_race``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from polymmu.exploration.happens_before import Trace
+from polymmu.exploration.schedule import Diverged, default_pick
+from polymmu.sched.access import Access, commute
+from polymmu.sched.exploring import Halt
+
+__all__ = ["STRATEGIES", "Blocked", "Search"]
+
+STRATEGIES = ("dpor", "sleep", "naive", "bounded")
+
+
+class Blocked(Halt):
+    """Everybody who could go on sleeps: what follows was seen elsewhere."""
+
+
+@attrs.define(eq=False, slots=True)
+class Node:
+    """One pick. ``tried``: tasks whose turn here is over, with what they did; ``sleep``: the same from above."""
+
+    current: int
+    able: tuple[int, ...]
+    sleep: dict[int, tuple[Access, ...]]
+    chosen: int
+    to_try: list[int]
+    before: int = 0
+    """Preemptions until here."""
+    kind: str = ""
+    value: int = 0
+    options: int = 1
+    did: tuple[Access, ...] = ()
+    tried: dict[int, tuple[Access, ...]] = attrs.field(factory=dict)
+
+    @property
+    def preemptions(self) -> int:
+        """Until here, with this pick."""
+        return self.before + (self.chosen != self.current and self.current in self.able)
+
+
+class Search:
+    """A picker that covers everything, one execution after another; ``back_up`` between two."""
+
+    def __init__(self, strategy: str = "dpor", preemptions: int = 0) -> None:
+        assert strategy in STRATEGIES
+        self.strategy = strategy
+        self.bound = preemptions
+        self.stack: list[Node] = []
+        self.executions = 0
+        self.blocked = 0
+        self._sleeps = strategy in ("dpor", "sleep")
+        self._begin()
+
+    def _begin(self) -> None:
+        self._depth = 0
+        self._ran_into_sleep = False
+        self._trace = Trace()
+        self._known = max(len(self.stack) - 1, 0)
+        """Steps of the last execution that come again; their races were seen."""
+
+    # ------------------------------------------------------------------ during an execution
+    def spawned(self, task: int) -> None:
+        """See ``Picker``."""
+        if self.strategy == "dpor":
+            self._trace.spawn(task)
+
+    def pick(self, current: int, able: Sequence[int]) -> int:
+        """See ``Picker``."""
+        if self._depth < len(self.stack):
+            node = self.stack[self._depth]
+            if node.able != tuple(able):
+                raise Diverged(f"step {self._depth}: {node.able} could go on, now {tuple(able)}")
+        else:
+            node = self._new_node(current, able)
+            self.stack.append(node)
+        self._depth += 1
+        return node.chosen
+
+    def _new_node(self, current: int, able: Sequence[int]) -> Node:
+        sleep: dict[int, tuple[Access, ...]] = {}
+        parent = self.stack[-1] if self.stack else None
+        if parent is not None and self._sleeps:
+            for asleep in (parent.sleep, parent.tried):
+                for task, accesses in asleep.items():
+                    if task != parent.chosen and commute(accesses, parent.did):
+                        sleep[task] = accesses
+        awake = [task for task in able if task not in sleep]
+        if not awake:
+            self._ran_into_sleep = True
+            raise Blocked("everybody sleeps")
+        chosen = default_pick(current, awake)
+        used = parent.preemptions if parent is not None else 0
+        to_try = [chosen]
+        if self.strategy in ("naive", "sleep") or (
+            self.strategy == "bounded" and (current not in able or used < self.bound)
+        ):
+            to_try += [task for task in awake if task != chosen]
+        return Node(current, tuple(able), sleep, chosen, to_try, used)
+
+    def choose(self, options: int) -> int:
+        """See ``Picker``."""
+        node = self.stack[self._depth - 1]
+        if node.options not in (1, options):
+            raise Diverged(f"step {self._depth}: a choice of {node.options} has {options} outcomes now")
+        node.options = options
+        return node.value
+
+    def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
+        """See ``Picker``."""
+        node = self.stack[self._depth - 1]
+        if node.kind and (node.kind, node.chosen) != (kind, task):
+            raise Diverged(f"step {self._depth}: task {node.chosen} did '{node.kind}', now {task} '{kind}'")
+        node.kind = kind
+        node.did = tuple(accesses)
+        if self.strategy == "dpor":
+            index = len(self._trace)
+            for earlier in self._trace.add(task, accesses):
+                if index >= self._known:
+                    self._race(earlier, index, task)
+
+    def stuck(self, blocked: Sequence[tuple[int, Sequence[Access]]]) -> None:
+        """See ``Picker``."""
+        if self.strategy == "dpor":
+            for task, accesses in blocked:
+                for earlier in self._trace.blocked(task, accesses):
+                    self._race(earlier, len(self._trace), task)
+
+    def _race(self, earlier: int, later: int, task: int) -> None:
+        """Step ``later`` of ``task`` could have come before step ``earlier``: see that it will.
+
+        That takes one of the tasks that can begin such an order. If one of them is to be tried there anyway, or was
+        tried above, the order is covered.
+        """
+        trace, node = self._trace, self.stack[earlier]
+        first: list[int] = []
+        between: list[int] = []
+        for step in range(earlier + 1, later):
+            if trace.before(earlier, step):
+                continue
+            owner = trace.tasks[step]
+            if owner not in first and not any(trace.before(other, step) for other in between):
+                first.append(owner)
+            between.append(step)
+        if task not in first and not any(self._leads_to(step, later, task) for step in between):
+            first.append(task)
+        if any(who in node.to_try or who in node.sleep for who in first):
+            return
+        node.to_try.append(task if task in first else first[0])
+
+    def _leads_to(self, step: int, later: int, task: int) -> bool:
+        """Whether ``step`` had to come before step ``later`` of ``task`` (which may never happen)."""
+        trace = self._trace
+        if later < len(trace):
+            return trace.before(step, later)
+        return trace.in_past(step, task)
+
+    # ------------------------------------------------------------------ between executions
+    def back_up(self) -> bool:
+        """Prepare the next execution; False: everything was covered."""
+        self.executions += 1
+        self.blocked += self._ran_into_sleep
+        more = self._next_branch()
+        self._begin()
+        return more
+
+    def _next_branch(self) -> bool:
+        while self.stack:
+            node = self.stack[-1]
+            if node.value + 1 < node.options:
+                node.value += 1
+                node.tried[node.chosen] = node.tried.get(node.chosen, ()) + node.did
+                return True
+            node.tried[node.chosen] = node.tried.get(node.chosen, ()) + node.did
+            for task in node.to_try:
+                if task not in node.tried and task not in node.sleep:
+                    node.chosen, node.value, node.options, node.kind = task, 0, 1, ""
+                    return True
+            self.stack.pop()
+        return False

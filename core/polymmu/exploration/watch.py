@@ -1,0 +1,199 @@
+"""Make a kernel's shared words visible: every access to one becomes an operation that the picker may come before.
+
+Nothing of this is in the mm core. It reads table entries through ``Ram`` and changes them through the arch's hooks,
+and both are values that were plugged in: here they are replaced by ones that first ask the driver.
+
+What is read below a spinlock is no point of its own: whoever could change it meanwhile has to wait for the lock, and
+the lock's own operation stands for it. What is *written* below one is, for hardware and walkers without locks read at
+any time.
+
+Hardware may fetch a translation at any moment. The worst moment is just before the kernel takes the entry away, so
+with ``speculate`` every CPU that has the tables loaded does that then: whoever frees a page before all have
+forgotten it is caught in this one execution. Without it CPUs only hold what programs used; both are worth exploring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+from polymmu.hardware.cpu import Cpu, Watcher
+from polymmu.hardware.ram import Ram
+from polymmu.hooks import ArchKernel, ArchOps
+from polymmu.registry import HOOKS, Resolved
+from polymmu.sched.access import Mode
+from polymmu.sched.exploring import ExploringSched
+from polymmu.sched.user import UserCode
+from polymmu.structs import mm_struct, vm_area_struct
+
+__all__ = ["WatchedCode", "WatchedRam", "watch"]
+
+T = TypeVar("T")
+
+
+class WatchedRam(Ram):
+    """Memory whose table entries are read and written as visible operations."""
+
+    sched: ExploringSched
+    page_shift: int
+
+    def read_entry(self, pa: int, nbytes: int, order: str) -> int:
+        sched = self.sched
+        if sched.runs_tasks:
+            if sched.preempt_count or sched.is_at("read", pa):
+                sched.did(Mode.READ, pa)
+            else:
+                sched.point("read", pa)
+            sched.did(Mode.READ, ("frame", pa >> self.page_shift))
+        return super().read_entry(pa, nbytes, order)
+
+    def write_entry(self, pa: int, nbytes: int, order: str, entry: int) -> None:
+        sched = self.sched
+        if sched.runs_tasks:
+            if sched.is_at("write", pa):
+                sched.did(Mode.WRITE, pa)
+            else:
+                sched.point("write", pa)
+        super().write_entry(pa, nbytes, order, entry)
+
+
+class WatchedCode(UserCode):
+    """Programs whose accesses say what they read: the CPU's TLB, the entries on the way, and what hardware noted."""
+
+    def _run(self, work: Callable[..., T], *args: Any) -> T:
+        va: int = args[0]
+        sched = self._sched
+        assert isinstance(sched, ExploringSched)
+
+        def noted(*args: Any) -> T:
+            before = self._entries(va)
+            sched.did(Mode.READ, ("tlb", self.cpu.index))
+            for entry in before:
+                sched.did(Mode.READ, entry)
+            done = work(*args)
+            for entry, value in self._entries(va).items():
+                if before.get(entry, value) != value:
+                    sched.did(Mode.WRITE, entry)
+            return done
+
+        return super()._run(noted, *args)
+
+    def _entries(self, va: int) -> dict[int, int]:
+        """Every entry that a walk for ``va`` reads now, by its address."""
+        sched = self._sched
+        assert isinstance(sched, ExploringSched)
+        outer, sched.silent = sched.silent, True
+        path = self.cpu.translate(va).path if self.cpu.root >= 0 else ()
+        sched.silent = outer
+        return {place: entry for _, place, entry in path}
+
+
+class FlushWatcher:
+    """Tells that a CPU's TLB changes, and goes on to whoever else watches."""
+
+    def __init__(self, sched: ExploringSched, other: Watcher) -> None:
+        self.sched = sched
+        self.other = other
+
+    def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
+        """See ``Watcher``."""
+        self.sched.did(Mode.WRITE, ("tlb", cpu.index))
+        self.other.before_invalidate(cpu, asid, start, end)
+
+    def after_invalidate(self, cpu: Cpu, dropped: int) -> None:
+        """See ``Watcher``."""
+        self.other.after_invalidate(cpu, dropped)
+
+
+def watch(
+    kernel: ArchKernel, sched: ExploringSched, programs: Sequence[UserCode], *, speculate: bool
+) -> None:
+    """Make the shared words of ``kernel``, which no task has run on yet, visible to ``sched``."""
+    kernel.ram.__class__ = WatchedRam
+    ram = cast(WatchedRam, kernel.ram)
+    ram.sched, ram.page_shift = sched, kernel.frames.page_shift
+    for program in programs:
+        program.__class__ = WatchedCode
+    for cpu in kernel.cpus:
+        assert cpu.watcher is not None
+        cpu.watcher = FlushWatcher(sched, cpu.watcher)
+    ops = kernel.ops
+    plain = {name: getattr(ops, name) for name in HOOKS}
+    kernel.ops = cast(ArchOps, Resolved(plain | _visible(kernel, sched, ops, speculate)))
+
+
+def _visible(
+    kernel: ArchKernel, sched: ExploringSched, ops: ArchOps, speculate: bool
+) -> dict[str, Callable[..., Any]]:
+    """The hooks that change entries, or keep others from doing so, as operations."""
+    width = kernel.shape.layout.entry_bytes[-1]
+    shift = kernel.shape.layout.page_shift
+
+    def about_to_write(ptep: int, n: int) -> None:
+        sched.point("write", ptep)
+        for index in range(1, n):
+            sched.did(Mode.WRITE, ptep + index * width)
+
+    def about_to_take(mm: mm_struct, addr: int, ptep: int, n: int) -> None:
+        about_to_write(ptep, n)
+        if not speculate or not sched.runs_tasks:
+            return
+        for cpu in kernel.cpus:
+            if kernel.active_mm[cpu.index] is mm and cpu.space == mm.serial:
+                for page in range(n):
+                    cpu.speculate(addr + (page << shift))
+
+    def set_pte(mm: mm_struct, addr: int, ptep: int, values: Any) -> None:
+        about_to_write(ptep, len(values))
+        ops.set_pte(mm, addr, ptep, values)
+
+    def ptep_get_and_clear(mm: mm_struct, addr: int, ptep: int, n: int, tlb: Any) -> Any:
+        about_to_take(mm, addr, ptep, n)
+        return ops.ptep_get_and_clear(mm, addr, ptep, n, tlb)
+
+    def ptep_clear_flush(vma: vm_area_struct, addr: int, ptep: int, n: int) -> Any:
+        about_to_take(vma.vm_mm, addr, ptep, n)
+        return ops.ptep_clear_flush(vma, addr, ptep, n)
+
+    def set_wrprotect(mm: mm_struct, addr: int, ptep: int, n: int) -> None:
+        about_to_take(mm, addr, ptep, n)
+        ops.set_wrprotect(mm, addr, ptep, n)
+
+    def set_access_flags(vma: vm_area_struct, addr: int, ptep: int, value: int) -> bool:
+        about_to_write(ptep, 1)
+        return ops.set_access_flags(vma, addr, ptep, value)
+
+    def clear_entry(mm: mm_struct, level: int, addr: int, entry: int) -> None:
+        sched.point("write", entry)
+        if speculate and sched.runs_tasks:
+            for cpu in kernel.cpus:
+                if kernel.active_mm[cpu.index] is mm and cpu.space == mm.serial:
+                    cpu.speculate(addr)
+        ops.clear_entry(mm, level, addr, entry)
+
+    def populate(mm: mm_struct, level: int, addr: int, entry: int, table: int) -> None:
+        sched.point("write", entry)
+        ops.populate(mm, level, addr, entry, table)
+
+    def gup_fast_begin(cpu: Any, mm: mm_struct) -> bool:
+        sched.point("irq_off", cpu)
+        return ops.gup_fast_begin(cpu, mm)
+
+    def gup_fast_end(cpu: Any, mm: mm_struct) -> None:
+        sched.point("irq_on", cpu)
+        ops.gup_fast_end(cpu, mm)
+
+    return {
+        function.__name__: function
+        for function in (
+            set_pte,
+            ptep_get_and_clear,
+            ptep_clear_flush,
+            set_wrprotect,
+            set_access_flags,
+            clear_entry,
+            populate,
+            gup_fast_begin,
+            gup_fast_end,
+        )
+    }

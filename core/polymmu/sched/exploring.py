@@ -1,0 +1,547 @@
+"""The exploring driver: before every visible operation somebody else decides which task goes on.
+
+Each task runs up to its next visible operation and parks there with it; the *picker* chooses whose operation happens.
+So every interleaving of visible operations can be made, and made again. What a picker is told (who could go on, and
+what each operation did) is all that a search needs to know; this module knows nothing of searching.
+
+A task is not offered while it could not go on: its lock is held, what it waits for has not happened, its CPU has
+interrupts off (for a handler), another task is on its CPU. Interrupts and RCU callbacks are tasks of their own that
+their cause makes, and one operation each. Nobody spins here, and no lock is handed over: whoever is picked takes it.
+
+One ``run`` is one execution. Greenlets are kept from run to run, for making one costs more than a short execution.
+
+First reading: ``point``, ``_park``, ``_can_go``; then ``ipi``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import attrs
+import numpy as np
+from greenlet import getcurrent, greenlet
+from numpy.typing import NDArray
+
+from polymmu.hardware.cpu import Cpu
+from polymmu.sched.access import Access, Mode
+from polymmu.sched.driver import TaskSched
+from polymmu.sched.lockdep import place_here
+from polymmu.sched.locks import Lock, RwSem
+
+__all__ = ["ExploringSched", "Halt", "Picker", "Stuck", "Task"]
+
+Key = tuple[int, ...]
+NEVER = 1 << 62
+
+
+class Halt(Exception):
+    """A picker ends the execution here."""
+
+
+class Stuck(AssertionError):
+    """Nobody can go on, and not everybody is done."""
+
+
+class Abort(BaseException):
+    """Takes a task that will not go on out of whatever it is in."""
+
+
+class Picker(Protocol):
+    """Who decides. Tasks are named by small numbers, the same for the same task in every execution."""
+
+    def spawned(self, task: int) -> None:
+        """``task`` exists from now on; the operation that happened last made it, if there was any."""
+        ...
+
+    def pick(self, current: int, able: Sequence[int]) -> int:
+        """Which of ``able`` (never empty) goes on; ``current`` did the last operation. May raise Halt."""
+        ...
+
+    def choose(self, options: int) -> int:
+        """The outcome of the operation that was just picked, below ``options``."""
+        ...
+
+    def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
+        """The picked operation is over; all that it did to shared objects."""
+        ...
+
+    def stuck(self, blocked: Sequence[tuple[int, Sequence[Access]]]) -> None:
+        """Nobody can go on: what each blocked task would do."""
+        ...
+
+
+@attrs.define(eq=False)
+class Task:
+    """A thread of work, a handler or a callback. ``key`` says who made it; ``number`` is short for that."""
+
+    key: Key
+    number: int
+    name: str
+    cpu: int
+    body: Callable[[], None]
+    kind: str = "begin"
+    """Its next operation, and on what."""
+    what: Any = None
+    switched_to: Callable[[], None] | None = None
+    in_context: bool = True
+    """Whether it occupies its CPU; handlers and callbacks come on top of whatever is there."""
+    preempt_count: int = 0
+    preempt_since: int = 0
+    children: int = 0
+    woken: bool = False
+    place: str = ""
+    """Where in the code its operation is, if anybody wants to know."""
+    glet: greenlet | None = None
+
+
+@attrs.define(eq=False)
+class Call:
+    """An interrupt sent to several CPUs, and how many have not answered. ``key``: the same in every execution."""
+
+    key: Hashable
+    missing: int
+    name: str = "the other CPUs' answers"
+
+
+@attrs.define(eq=False)
+class Grace:
+    """CPUs whose readers are older than the callback (a mask)."""
+
+    readers: int
+    name: str = "a grace period"
+
+
+_MODES: Mapping[str, Mode] = {
+    "read": Mode.READ,
+    "write": Mode.WRITE,
+    "lock": Mode.ACQUIRE,
+    "unlock": Mode.RELEASE,
+    "read_lock": Mode.SHARE,
+    "read_unlock": Mode.UNSHARE,
+    "irq_off": Mode.ACQUIRE,
+    "irq_on": Mode.RELEASE,
+    "asleep": Mode.AWAIT,
+    "ack": Mode.AWAIT,
+}
+
+
+class ExploringSched(TaskSched):
+    """See the top of the module. Use: ``spawn`` tasks, then ``run(picker)``. ``budgets``: how often, in one execution,
+    each kind of choice may come out other than 0."""
+
+    name = "exploring"
+
+    def __init__(self, cpus: Sequence[Cpu], budgets: Mapping[str, int] | None = None) -> None:
+        super().__init__(cpus)
+        self.budgets = dict(budgets or {})
+        self._left: dict[str, int] = {}
+        self._wanted: list[Lock] = []
+        """Held locks that somebody is said to wait for."""
+        self._last = -1
+        """Who did the last operation."""
+        self._boot = Task((), -1, "boot", 0, lambda: None)
+        self.context: Task = self._boot
+        self._numbers: dict[Key, int] = {}
+        self._tasks: list[Task] = []
+        self._newborn: list[Task] = []
+        self._on_cpu: list[Task | None] = [None] * len(self.cpus)
+        self._crowded = [False] * len(self.cpus)
+        """Which CPUs have several tasks."""
+        self._pool: list[greenlet] = []
+        self._hub: greenlet | None = None
+        self._picker: Picker | None = None
+        self._failure: BaseException | None = None
+        self._dying = False
+        self._atomic = False
+        """A handler runs: its operations are parts of one."""
+        self._did: list[Access] = []
+        self._stepping = False
+        self.switches = 0
+        """How often the simulation went from one task to another."""
+        self.names: dict[int, tuple[str, int]] = {}
+        """Name and CPU of each task that there ever was, by number."""
+        self.tells_places = False
+        self.silent = False
+        """Whoever only looks does so now: nothing is an operation."""
+        self.after_step: Callable[[], None] | None = None
+        """Called when an operation is over."""
+
+    @property
+    def lasting(self) -> tuple[object, ...]:
+        """What outlives an execution, and must not be put back between two."""
+        return self._numbers, self._pool, self.names
+
+    def in_user_mode(self, cpu: Cpu) -> bool:
+        """Whether ``cpu`` runs user code for all that the kernel knows: its task waits there for its turn."""
+        task = self._on_cpu[cpu.index]
+        return task is not None and task.kind == "user"
+
+    @property
+    def runs_tasks(self) -> bool:  # type: ignore[override]  # solo's never changes
+        return self._picker is not None
+
+    # ------------------------------------------------------------------ one execution
+    def spawn(
+        self, name: str, cpu: int, body: Callable[[], None], switched_to: Callable[[], None] | None = None
+    ) -> Task:
+        """A task for the next ``run``, or for the rest of this one."""
+        task = self._make(name, cpu, body)
+        task.switched_to = switched_to
+        self._crowded[cpu] |= any(
+            other.cpu == cpu for other in self._tasks if other.in_context and other is not task
+        )
+        return task
+
+    def _make(self, name: str, cpu: int, body: Callable[[], None]) -> Task:
+        parent = self.context
+        key = (*parent.key, parent.children)
+        parent.children += 1
+        task = Task(key, self._numbers.setdefault(key, len(self._numbers)), name, cpu, body)
+        self.names[task.number] = name, cpu
+        self._tasks.append(task)
+        self._newborn.append(task)
+        return task
+
+    def run(self, picker: Picker, *, unbounded: bool = False) -> BaseException | None:
+        """One execution with the tasks that were spawned; what a task raised, Stuck, Halt, or None.
+
+        ``unbounded``: budgets are never used up.
+        """
+        assert self._picker is None, "run is not re-entrant"
+        self._picker, self._hub, self._failure = picker, getcurrent(), None
+        self._left = {
+            what: NEVER if unbounded and budget else budget for what, budget in self.budgets.items()
+        }
+        self._last = -1
+        outer = self.context, self.cpu, self.preempt_count
+        try:
+            self._announce()
+            first = self._next()
+            if first is not None:
+                self._transfer(first)
+        finally:
+            self._tear_down()
+            self.context, self.cpu, self.preempt_count = outer
+            self._boot.children = 0
+            self._picker = None
+        return self._failure
+
+    def _tear_down(self) -> None:
+        self._dying, self._atomic = True, False
+        for task in self._tasks:
+            if task.glet is not None:
+                self._load(task)
+                task.glet.throw(Abort)
+        self._dying = False
+        self._tasks.clear()
+        self._newborn.clear()
+        self._did = []
+        self._wanted = []
+        self._stepping = False
+        self._on_cpu = [None] * len(self.cpus)
+        self._crowded = [False] * len(self.cpus)
+
+    def _life(self, task: Task) -> None:
+        """What a greenlet runs: one task after another."""
+        while True:
+            try:
+                self._stepping = task.kind != "begin" or task.switched_to is not None
+                self._enter(task)
+                task.body()
+                if task.in_context and self.went_idle is not None and not self._crowded[task.cpu]:
+                    self.went_idle(self.cpu)
+                if self.preempt_count:
+                    raise AssertionError(f"task {task.name} ends with preemption off")  # noqa: TRY301
+                self._finish(task)
+            except Abort:
+                pass
+            except BaseException as failure:
+                if not self._dying:
+                    self._failure = failure
+                    with contextlib.suppress(Exception):  # a picker may complain of the unwinding, too
+                        self._finish(task)
+            me, task.glet = task.glet, None
+            assert me is not None and self._hub is not None
+            self._pool.append(me)
+            if self._on_cpu[task.cpu] is task:
+                self._on_cpu[task.cpu] = None
+            following = None
+            if not self._dying:
+                self._tasks.remove(task)
+                following = self._next()
+            task = self._transfer(following) if following is not None else self._hub.switch()
+
+    def _enter(self, task: Task) -> None:
+        """``task`` has its CPU now; another one of the same CPU may have had it."""
+        if task.in_context and self._on_cpu[task.cpu] is not task:
+            self._on_cpu[task.cpu] = task
+            if task.switched_to is not None:
+                task.switched_to()
+
+    # ------------------------------------------------------------------ who goes on
+    def point(self, kind: str, what: object) -> None:
+        if self._picker is None or self.silent:
+            return
+        if self._dying:
+            raise Abort
+        task = self.context
+        if not self._atomic:
+            self._finish(task)
+            task.kind, task.what = kind, what
+            if self.tells_places:
+                task.place = place_here(self)
+            self._park(task)
+        self._stepping = True
+        self._note(kind, what)
+
+    def is_at(self, kind: str, what: object) -> bool:
+        """Whether this is the operation in progress."""
+        task = self.context
+        return task.kind == kind and task.what == what and not self._atomic
+
+    def did(self, mode: Mode, what: Hashable) -> None:
+        """The operation in progress does this, too."""
+        if self._picker is not None and not self.silent:
+            self._did.append((what, mode))
+
+    def frames_put(self, pfns: NDArray[np.int64]) -> None:
+        if self._picker is not None:
+            self._did += [(("frame", pfn), Mode.WRITE) for pfn in pfns.tolist()]
+
+    def _note(self, kind: str, what: Any) -> None:
+        mode = _MODES.get(kind)
+        if kind == "trylock":
+            mode = Mode.READ if what.held else Mode.TRY
+        if mode is not None:
+            self._did.append((what.key if kind == "ack" else what, mode))
+        if kind == "unlock" and what in self._wanted:
+            self._wanted.remove(what)
+        if self._crowded[self.cpu.index]:
+            self._did.append((("cpu", self.cpu.index), Mode.WRITE))
+
+    def _finish(self, task: Task) -> None:
+        """The operation of ``task`` is over."""
+        assert self._picker is not None
+        if self._stepping:
+            did, self._did = self._did, []
+            self._stepping = False
+            self._last = task.number
+            if self.after_step is not None:
+                self.after_step()
+            self._picker.happened(task.number, task.kind, task.what, did)
+        if self._newborn:
+            self._announce()
+
+    def _announce(self) -> None:
+        assert self._picker is not None
+        newborn, self._newborn = self._newborn, []
+        for task in newborn:
+            self._picker.spawned(task.number)
+
+    def _park(self, task: Task) -> None:
+        """Let the picker choose; returns when it chose this task."""
+        task.preempt_count, task.preempt_since = self.preempt_count, self.preempt_since
+        following = self._next()
+        if following is task:
+            return
+        if following is not None:
+            self._transfer(following)
+        else:
+            assert self._hub is not None
+            self._hub.switch()
+        if self._dying:
+            raise Abort
+        self._enter(task)
+
+    def _next(self) -> Task | None:
+        """Who goes on; None: the execution is over."""
+        assert self._picker is not None
+        if self._failure is not None:
+            return None
+        for task in self._tasks:
+            if task.kind == "begin" and task.switched_to is None and task.glet is None:
+                return task  # up to its first operation it does nothing that others could see
+        able = [task for task in self._tasks if self._can_go(task)]
+        if not able:
+            if self._tasks:
+                self._failure = Stuck(self._who_waits())
+                self._picker.stuck([(task.number, self._would_do(task)) for task in self._tasks])
+            return None
+        try:
+            number = self._picker.pick(self._last, [task.number for task in able])
+        except Exception as failure:  # Halt, or a schedule that does not fit
+            self._failure = failure
+            return None
+        for task in able:
+            if task.number == number:
+                return task
+        raise AssertionError(f"task {number} was picked and cannot go on")
+
+    def _transfer(self, task: Task) -> Any:
+        """Go on as ``task``; returns when somebody comes back to the caller."""
+        self.switches += 1
+        self._load(task)
+        if task.glet is None:
+            task.glet = self._pool.pop() if self._pool else greenlet(self._life, parent=self._hub)
+            return task.glet.switch(task)
+        return task.glet.switch()
+
+    def _load(self, task: Task) -> None:
+        self.context, self.cpu = task, self.cpus[task.cpu]
+        self.preempt_count, self.preempt_since = task.preempt_count, task.preempt_since
+
+    def _can_go(self, task: Task) -> bool:
+        """Whether the operation that ``task`` is about to do can happen now."""
+        kind, what = task.kind, task.what
+        if task.in_context:
+            running = self._on_cpu[task.cpu]
+            if running is not None and running is not task and not self._may_lose_cpu(running):
+                return False
+        if kind == "lock":
+            return not (what.held or (isinstance(what, RwSem) and what.readers))
+        if kind == "read_lock":
+            return not what.held
+        if kind == "asleep":
+            return task.woken
+        if kind == "ack":
+            return not what.missing
+        if kind == "interrupt":
+            return self.cpus[task.cpu].interrupts_enabled
+        if kind == "grace":
+            for cpu in self.cpus:
+                if cpu.interrupts_enabled:
+                    what.readers &= ~(1 << cpu.index)
+            return not what.readers
+        return True
+
+    def _may_lose_cpu(self, task: Task) -> bool:
+        """Whether another task may run instead of ``task`` on its CPU."""
+        return not task.preempt_count and self.cpus[task.cpu].interrupts_enabled
+
+    def _would_do(self, task: Task) -> list[Access]:
+        mode = _MODES.get(task.kind)
+        return [(task.what, mode)] if mode in (Mode.ACQUIRE, Mode.SHARE) else []
+
+    # ------------------------------------------------------------------ outcomes that nobody knows
+    def choice(self, what: str, options: int = 2) -> int:
+        """One of ``options`` outcomes, 0 where the budget for ``what`` is used up."""
+        if self._picker is None or not self.budgets.get(what):
+            return 0
+        self.point("choice", what)
+        # Whether there is a budget left is read here, by whoever asks; using it is seen by all who ask.
+        value = self._picker.choose(options) if self._left[what] else 0
+        self.did(Mode.WRITE if value else Mode.READ, ("budget", what))
+        self._left[what] -= bool(value)
+        return value
+
+    def need_resched(self) -> bool:
+        return bool(self.choice("need_resched"))
+
+    def need_lockbreak(self, lock: Lock) -> bool:
+        """Somebody may wait, and then does so until the lock is dropped."""
+        if lock not in self._wanted and (self.choice(f"{lock.name}_break") or self.choice("lock_break")):
+            self._wanted.append(lock)
+        return lock in self._wanted
+
+    # ------------------------------------------------------------------ waiting
+    def might_sleep(self, why: str) -> None:
+        super().might_sleep(why)
+        if not self.cpu.interrupts_enabled:
+            raise AssertionError(f"sleeping with interrupts off: {why}")
+
+    def cond_resched(self) -> None:
+        self.might_sleep("cond_resched")
+        self.point("cond_resched", None)
+
+    def wait(self, lock: Lock) -> None:
+        if self._picker is None:
+            super().wait(lock)
+        raise AssertionError(f"{lock.name}: picked while it is held")
+
+    def block(self, what: object, idle: bool = True) -> None:
+        self.might_sleep(getattr(what, "name", "waiting"))
+        task = self.context
+        task.woken = False
+        self.point("asleep", ("wake", task.key))
+
+    def wake(self, context: object) -> None:
+        assert isinstance(context, Task)
+        context.woken = True
+        self.did(Mode.SIGNAL, ("wake", context.key))
+
+    def sleep(self, cycles: int) -> None:
+        """Time is not what this driver goes by: others may run, for as long as the picker likes."""
+        self.cond_resched()
+
+    def next_event(self) -> int:
+        return NEVER
+
+    def user(self, work: Callable[[], int], more: int = 0) -> None:
+        self.point("user", None)
+        self.clock[self.cpu.index] += work()
+
+    def trap(self, handler: Callable[[], None]) -> None:
+        handler()
+
+    # ------------------------------------------------------------------ interrupts and RCU
+    def ipi(self, mask: int, function: Callable[[Cpu], None], cost: int) -> int:
+        if self._picker is None:
+            return super().ipi(mask, function, cost)
+        targets = [cpu for cpu in self.cpus if mask >> cpu.index & 1 and cpu is not self.cpu]
+        if not targets:
+            return 0
+        if not self.cpu.interrupts_enabled:
+            raise AssertionError(
+                "waiting for other CPUs with interrupts off: two such CPUs would wait for ever"
+            )
+        self.point("ipi", None)
+        call = Call(("call", self.context.key, self.context.children), len(targets))
+        self.preempt_disable()
+        for cpu in targets:
+            self._on_top("interrupt", cpu, call, partial(self._answer, call, cpu, function))
+        self.point("ack", call)
+        self.preempt_enable()
+        return len(targets)
+
+    def _answer(self, call: Call, cpu: Cpu, function: Callable[[Cpu], None]) -> None:
+        """A handler: takes the CPU's right to be interrupted for a moment."""
+        self._did += [(cpu, Mode.ACQUIRE), (cpu, Mode.RELEASE), (call.key, Mode.SIGNAL)]
+        self._atomic = True
+        cpu.interrupts_enabled = False
+        function(cpu)
+        cpu.interrupts_enabled = True
+        self._atomic = False
+        call.missing -= 1
+
+    def call_rcu(self, function: Callable[[], None]) -> None:
+        """Run ``function`` once every reader that exists now has left: a reader has interrupts off."""
+        if self._picker is None:
+            function()
+            return
+        self.point("call_rcu", None)
+        self._did += [(cpu, Mode.READ) for cpu in self.cpus]
+        readers = sum(1 << cpu.index for cpu in self.cpus if not cpu.interrupts_enabled)
+
+        def callback() -> None:
+            self._did += [(cpu, Mode.AWAIT) for cpu in self.cpus if readers >> cpu.index & 1]
+            self._atomic = True
+            function()
+            self._atomic = False
+
+        self._on_top("grace", self.cpu, Grace(readers), callback)
+
+    def _on_top(self, kind: str, cpu: Cpu, what: object, body: Callable[[], None]) -> None:
+        task = self._make(f"{kind}/{cpu.index}", cpu.index, body)
+        task.kind, task.what, task.in_context = kind, what, False
+
+    # ------------------------------------------------------------------ telling
+    def _who_waits(self) -> str:
+        lines = []
+        for task in self._tasks:
+            what = getattr(task.what, "name", task.kind)
+            owner = getattr(getattr(task.what, "owner", None), "name", None)
+            lines.append(f"{task.name} waits for {what}{f', held by {owner}' if owner else ''}")
+        return "nobody can go on: " + "; ".join(lines)
