@@ -48,8 +48,10 @@ class SplitTableLocks:
         return ""
 
     def lock_of(self, mm: mm_struct, table: int) -> Spinlock:
-        """The lock of the ptes in the pte table at physical address ``table``."""
-        return self._locks[table >> self._shift]
+        """The lock of the ptes in the pte table at physical address ``table``. AssertionError where that is gone."""
+        lock = self._locks.get(table >> self._shift)
+        assert lock is not None, f"the page table at {table:#x} is gone, and somebody wants its lock"
+        return lock
 
     def table_made(self, mm: mm_struct, table: int) -> None:
         """A pte table is about to be hooked up."""
