@@ -71,7 +71,8 @@ class Crowd:
         page = self.vmas // 2
         for n in range(page - WINDOW + 1, page + 1):
             self.machine.cpus[0].store(self.at(n) + (page - n) * self.page, b"x")
-        return self.file.file.mapping.pages[page]
+        pfn: int = self.file.file.mapping.pages[page]
+        return pfn
 
     def found(self, way: str, pfn: int) -> dict[str, int]:
         """What it costs to find the ptes of that page in this way."""
@@ -160,8 +161,8 @@ CLAIM = Claim(
     """,
     method=f"""
         Each vma maps {WINDOW} pages of a file, the next one begins a page further on; so {WINDOW} of them map the
-        page in the middle, however many there are. The scan of tables is counted, not run: every vma and every pte in it. Few
-        tables and one mm make the scan look better than it is.
+        page in the middle, however many there are. The scan of tables is counted, not run: every vma and every pte
+        in it. Few tables and one mm make the scan look better than it is.
     """,
     variants=(SCAN, *TREES),
     figures=(CYCLES, VMAS, PTES),

@@ -162,16 +162,16 @@ CLAIM = Claim(
     statement="""
         Who waits for the i_mmap_lock of a file that is being truncated waited for all ptes that map it. With restart
         points (October 2004) it waits for one zap block, and a step for each vma that is already done. Nothing is
-        zapped twice for it, vmas are visited again after every break, and with somebody always waiting the end comes all the
-        same. It is so in a preemptible kernel; in another nobody but the tick can ask.
+        zapped twice for it, vmas are visited again after every break, and with somebody always waiting the end comes
+        all the same. It is so in a preemptible kernel; in another nobody but the tick can ask.
     """,
     method=f"""
         A program truncates what it has mapped, on CPU 0, where another thread of it is ready; CPU 1 takes the lock,
-        for {HELD} cycles each time, until it is done. Whole releases, but *Oct 3*, the first of the two versions, is 2.6.11 with
-        `truncate: restart-vma`. *none*: no preemption, where a block is {BLOCKS[False]:,} pages instead of
-        {BLOCKS[True]} and a tick comes every {TICK:,} cycles. Restarts, entries and vmas are those of the first of
-        2.6.39's two unmappings; the second finds empty entries, which count a block of {BLOCKS[True]} pages as
-        thousands of them. 3.0's mutex is held to the end, and by a task that may lose its CPU meanwhile.
+        for {HELD} cycles each time, until it is done. Whole releases, but *Oct 3*, the first of the two versions, is
+        2.6.11 with `truncate: restart-vma`. *none*: no preemption, where a block is {BLOCKS[False]:,} pages instead
+        of {BLOCKS[True]}; a tick comes every {TICK:,} cycles. Restarts, entries and vmas are those of the first of
+        2.6.39's two unmappings; the second finds empty entries, of which thousands go into a block of {BLOCKS[True]}
+        pages. 3.0's mutex is held to the end, and by a task that may lose its CPU meanwhile.
     """,
     variants=tuple(GENERATIONS),
     figures=(WAIT, RESTARTS, ENTRIES, VMAS),
