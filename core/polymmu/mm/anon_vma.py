@@ -126,11 +126,10 @@ def _new_anon_vma(kernel: ArchKernel, root: anon_vma | None) -> anon_vma:
 # ------------------------------------------------------------------ pages
 def page_add_anon_rmap(vma: vm_area_struct, addr: int, pfn: int) -> None:
     """``vma`` is about to map the anonymous page at ``addr``, which nothing maps, or only its family."""
-    anon, mm = vma.anon_vma, vma.vm_mm
-    assert anon is not None
-    frames = mm.kernel.frames
-    frames.mapping[pfn] = -1 - anon.root.slot
-    frames.index[pfn] = vma.vm_pgoff + (addr - vma.vm_start >> mm.layout.page_shift)  # linear_index
+    assert vma.anon_vma is not None
+    frames = vma.vm_mm.kernel.frames
+    frames.mapping[pfn] = -1 - vma.anon_vma.root.slot
+    frames.index[pfn] = linear_index(vma, addr)
 
 
 def page_add_anon_rmaps(vma: vm_area_struct, addr: int, slots: Numbers, pfns: Numbers) -> None:
