@@ -21,12 +21,9 @@ from benchmarks.faults import faults
 from benchmarks.growth import growth
 from benchmarks.measure import Row
 from benchmarks.peers import peers
-from benchmarks.pgtables import pgtables
 from benchmarks.process import process
 from benchmarks.replay import replay
-from benchmarks.rmap import rmap
 from benchmarks.sanitizer import sanitizer
-from benchmarks.truncation import truncation
 from benchmarks.workloads import Lab
 
 __all__ = ["BENCHMARKS", "host", "main", "table"]
@@ -39,9 +36,6 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "arches": arches,
     "growth": growth,
     "sanitizer": sanitizer,
-    "pgtables": pgtables,
-    "rmap": rmap,
-    "truncation": truncation,
 }
 FINE, MISSED, MISTAKE = 0, 1, 2
 

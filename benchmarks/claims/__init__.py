@@ -15,8 +15,11 @@ from benchmarks.claims import (
     gather_latency,
     gather_memory,
     program,
+    rmap,
     shootdowns,
+    small_processes,
     table_freeing,
+    truncation,
 )
 from benchmarks.claims.model import Claim
 
@@ -31,6 +34,9 @@ CLAIMS: dict[str, Claim] = {
         shootdowns.CLAIM,
         table_freeing.CLAIM,
         fallback.CLAIM,
+        truncation.CLAIM,
+        small_processes.CLAIM,
+        rmap.CLAIM,
         program.CLAIM,
     )
 }

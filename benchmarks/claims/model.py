@@ -12,17 +12,25 @@ __all__ = ["FULL", "SMALL", "Claim", "Effort", "Row", "Verdict"]
 
 @attrs.frozen(kw_only=True)
 class Effort:
-    """How much is measured. ``pages``: sizes of what is unmapped, ascending; ``threads``: CPUs that ran the program."""
+    """How much is measured. ``pages``: sizes of what is unmapped, ascending; ``vmas``: numbers of them, too;
+    ``threads``: CPUs that ran the program."""
 
     pages: tuple[int, ...]
     seeds: int
     threads: tuple[int, ...]
     accesses: int
     """Of the recorded program."""
+    vmas: tuple[int, ...]
 
 
-FULL = Effort(pages=(4096, 8192, 16384), seeds=12, threads=(1, 2, 4, 8), accesses=5_000_000)
-SMALL = Effort(pages=(4096, 8192), seeds=4, threads=(1, 2, 4), accesses=300_000)
+FULL = Effort(
+    pages=(4096, 8192, 16384),
+    seeds=12,
+    threads=(1, 2, 4, 8),
+    accesses=5_000_000,
+    vmas=(10, 100, 1_000, 10_000, 100_000),
+)
+SMALL = Effort(pages=(4096, 8192), seeds=4, threads=(1, 2, 4), accesses=300_000, vmas=(10, 100, 1_000))
 """For the tests: what the claims say must be seen with it too."""
 
 

@@ -10,11 +10,8 @@ import pytest
 from benchmarks.faults import faults
 from benchmarks.growth import free_pgtables_visits, growth
 from benchmarks.measure import GIB, KIB, MIB, TIB, Row, Subject, Target, side_by_side
-from benchmarks.pgtables import run_sequence
 from benchmarks.replay import replay
-from benchmarks.rmap import WAYS, finding, rmap
 from benchmarks.sanitizer import sanitizer
-from benchmarks.truncation import GENERATIONS, contended, truncation
 from benchmarks.workloads import Lab, pointer_chase
 
 from benchmarks import __main__ as command
@@ -35,18 +32,6 @@ def test_every_first_touch_of_the_fault_benchmark_is_a_fault() -> None:
     # ``touching`` itself refuses a run whose number of minor faults is not the number of pages.
     rows = faults(Lab(scale=TINY, rounds=1))
     assert [row.unit for row in rows] == ["faults/s"] * 3 + ["pages/s"]
-
-
-def test_rmap_by_tree_looks_at_few_of_many_vmas_and_by_list_and_table_at_all() -> None:
-    found = {way: finding(500, way) for way in WAYS}
-    assert {each.mapped for each in found.values()} == {4}
-    assert (found["page tables"].vmas, found["page tables"].ptes) == (500, 2000)
-    assert found["list"].vmas == 500
-    assert max(found["prio tree"].vmas, found["interval tree"].vmas) < 32
-    assert [row.what for row in rmap(Lab(scale=1 / 1000, rounds=1))][:2] == [
-        "all ptes of a page by page tables, among 10 vmas",
-        "all ptes of a page by page tables, among 100 vmas",
-    ]
 
 
 def test_growth_has_a_row_per_number_of_vmas_and_per_shape() -> None:
@@ -157,38 +142,3 @@ def test_an_unknown_benchmark_is_one_line_and_2(capsys: pytest.CaptureFixture[st
 def test_the_documented_command_names_every_benchmark() -> None:
     text = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
     assert all(f"`{name}`" in text for name in command.BENCHMARKS)
-
-
-def test_exit_before_2_6_12_reads_all_of_user_space_however_small_the_process() -> None:
-    """On x86 that is 3 GiB in root entries of 4 MiB; by vma list it is an entry for each that the process is in."""
-    before = run_sequence("x86", "clear_page_range", "fork + exit")
-    after = run_sequence("x86", "vma_list", "fork + exit")
-    assert before.entries == 768
-    assert after.entries == 3  # program and libraries, heap, stack
-    assert before.cycles - after.cycles == before.freeing - after.freeing == 4 * (768 - 3)
-
-
-# ------------------------------------------------------------------ truncation
-def test_truncation_has_a_row_per_generation_size_and_preemption() -> None:
-    rows = truncation(Lab(scale=1 / 1000, rounds=1))
-    assert len(rows) == 2 * len(GENERATIONS)
-    assert all(row.figure is not None and row.figure > 0 for row in rows)
-
-
-@pytest.mark.parametrize("name", ["restart-vma", "restart-count-2004", "restart-count"])
-def test_a_waiter_waits_for_a_block_and_not_for_the_file(name: str) -> None:
-    """2004: from in proportion to what is mapped to one block, its flush, and a step per vma done. Entries visited do
-    not grow with the rounds, vmas visited do; and with somebody always waiting the end comes."""
-    old, new = contended(GENERATIONS["no-break"], True, 2048, 4), contended(GENERATIONS[name], True, 2048, 4)
-    assert (old.rounds, old.entries) == (1, 2048)
-    assert old.longest_wait > 2048 // 2 * 4, "cycles of half the entries"
-    assert new.entries == 2048
-    assert new.rounds > 20
-    assert new.vmas > new.rounds
-    if name != "restart-count":  # its second unmapping counts empty entries as next to nothing
-        assert new.longest_wait < 8 * 4 + 8 * 120 + 300 + 4 * 10
-
-
-def test_without_preemption_nobody_can_ask() -> None:
-    seen = contended(GENERATIONS["restart-count-2004"], False, 2048, 4)
-    assert seen.rounds == 1

@@ -16,7 +16,10 @@ from benchmarks.claims import (
     gather_memory,
     machines,
     program,
+    rmap,
+    small_processes,
     table_freeing,
+    truncation,
 )
 from benchmarks.claims import __main__ as command
 from benchmarks.claims.model import SMALL, Claim, Row, Verdict
@@ -149,6 +152,75 @@ def test_pages_without_a_batch_are_flushed_eight_at_a_time() -> None:
     assert cells[fallback.FLUSHES, "all"] == fallback.ROUNDS * (pages // 8 + 1)  # and the tables in the end
 
 
+# ------------------------------------------------------------------ A1: truncation that others wait for
+BREAK, FLUSH, STEP = 8 * 4, 120 * 8, 4
+"""Cycles of a block of 8 entries and of their flushes, each by itself at worst; of passing a vma that is done."""
+
+
+def cut(preempt: bool, ptes: int, vmas: int) -> Mapping[tuple[str, str], int]:
+    return row("truncation", truncation.case(preempt, ptes, vmas))
+
+
+@pytest.mark.parametrize("generation", truncation.BREAKS)
+def test_a_waiter_waits_for_a_block_and_a_step_per_vma_done_and_not_for_the_file(generation: str) -> None:
+    """A1.2: before, for every entry of the file; the lock is then held for 50 cycles by the waiter itself."""
+    few, many = cut(True, 4096, 2), cut(True, 4096, 256)
+    for cells in (few, many):
+        assert cells[truncation.WAIT, truncation.BEFORE] > 4096 * 4
+    assert few[truncation.WAIT, generation] <= BREAK + FLUSH + 2 * STEP
+    assert many[truncation.WAIT, generation] - few[truncation.WAIT, generation] <= 256 * STEP
+
+
+@pytest.mark.parametrize("generation", truncation.BREAKS)
+def test_restarts_zap_nothing_twice_and_visit_done_vmas_again(generation: str) -> None:
+    """A1.2, INV-PROG: a round for each block of 8, always somebody waiting, and the end comes."""
+    cells = cut(True, 4096, 256)
+    assert cells[truncation.ENTRIES, generation] == cells[truncation.ENTRIES, truncation.BEFORE] == 4096
+    assert cells[truncation.RESTARTS, generation] == 4096 // 8
+    # Two blocks in each vma: after the first it is visited again, after the last it is passed.
+    assert cells[truncation.VMAS, generation] == sum(2 * n for n in range(1, 257)) + 256
+    assert cells[truncation.VMAS, truncation.BEFORE] == 256
+
+
+def test_without_preemption_nobody_can_ask() -> None:
+    cells = cut(False, 1024, 2)
+    assert {cells[truncation.RESTARTS, each] for each in truncation.GENERATIONS} == {0}
+
+
+def test_without_preemption_a_tick_is_seen_after_1024_pages() -> None:
+    """A2.1: s390 flushes each entry, so that ticks come before a block of 1,024 is done."""
+    found = truncation.cutting("s390", "2.6.11", False, 4096, 2)
+    assert found[truncation.RESTARTS] == 4
+    assert found[truncation.WAIT] == pytest.approx(1024 * (4 + 120), rel=0.01)
+
+
+# ------------------------------------------------------------------ A3.1, A6: processes, and the ptes of a page
+def test_exit_before_2_6_12_reads_all_of_user_space_however_small_the_process() -> None:
+    """On x86 that is 3 GiB in root entries of 4 MiB; by vma list it is an entry for each that the process is in."""
+    cells = row("small-processes", "fork, exit", "x86")
+    entries = [cells[small_processes.ENTRIES, release] for release in small_processes.RELEASES]
+    assert entries == [768, 768, 3]  # program and libraries, heap, stack
+    taken = [cells[small_processes.CYCLES, release] for release in small_processes.RELEASES]
+    assert taken[1] - taken[2] == 4 * (768 - 3)
+
+
+def test_blocks_of_8_pages_flush_more_often_than_blocks_of_1024() -> None:
+    for release in small_processes.RELEASES:
+        off, on = (
+            row("small-processes", case)[small_processes.FLUSHES, release]
+            for case in ("sh", "sh; preemption")
+        )
+        assert on > 2 * off
+
+
+def test_rmap_by_tree_looks_at_few_of_many_vmas_and_by_list_and_table_at_all() -> None:
+    cells = row("rmap", "1,000 vmas")
+    assert (cells[rmap.VMAS, rmap.SCAN], cells[rmap.PTES, rmap.SCAN]) == (1000, 4000)
+    assert cells[rmap.VMAS, rmap.LIST] == 1000
+    assert max(cells[rmap.VMAS, rmap.PRIO], cells[rmap.VMAS, rmap.INTERVAL]) < 32
+    assert {cells[rmap.PTES, way] for way in rmap.TREES} == {4}
+
+
 # ------------------------------------------------------------------ a program, and determinism
 def test_one_cpu_interrupts_nobody_and_two_do_the_same_accesses() -> None:
     found = {each.case: each.cells for each in rows("program")}
@@ -178,7 +250,17 @@ def test_a_claim_that_figures_do_not_bear_out_is_told_so() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gather-latency", "flush-outside-lock", "shootdowns", "fallback", "table-freeing"]
+    "name",
+    [
+        "gather-latency",
+        "flush-outside-lock",
+        "shootdowns",
+        "fallback",
+        "table-freeing",
+        "truncation",
+        "small-processes",
+        "rmap",
+    ],
 )
 def test_a_judge_says_no_when_before_and_after_are_changed_about(name: str) -> None:
     claim = CLAIMS[name]

@@ -43,25 +43,30 @@ class RadixLayout:
         if not 0 <= self.regions <= self.index_bits[0]:
             raise ValueError("regions must be some of the root's index bits")
 
-    @property
+    @functools.cached_property
     def levels(self) -> int:
         """Number of levels."""
         return len(self.index_bits)
 
-    @property
+    @functools.cached_property
     def pte_level(self) -> int:
         """The last level."""
         return len(self.index_bits) - 1
 
-    @property
+    @functools.cached_property
     def pmd_level(self) -> int:
         """The level whose entries point to pte tables; 0 where only two levels exist."""
         return len(self.index_bits) - 2
 
-    @property
+    @functools.cached_property
     def page_size(self) -> int:
         """Bytes of the base page."""
         return 1 << self.page_shift
+
+    @functools.cached_property
+    def pte_table_mask(self) -> int:
+        """Of a pte's address, the bits that say in which table it is; tables are aligned to their size."""
+        return -self.table_bytes_of(self.pte_level)
 
     @functools.cached_property
     def shifts(self) -> tuple[int, ...]:

@@ -189,13 +189,17 @@ def _height(node: Node | None) -> int:
 
 def _update(node: Node) -> bool:
     """Take height and reach from the children; whether they changed, which the parent must know."""
-    height, reach = 0, node.last
-    for child in (node.left, node.right):
-        if child is not None:
-            height = max(height, child.height)
-            reach = max(reach, child.subtree_last)
-    changed = height + 1 != node.height or reach != node.subtree_last
-    node.height, node.subtree_last = height + 1, reach
+    left, right = node.left, node.right
+    height, reach = 1, node.last
+    if left is not None:
+        height = left.height + 1
+        reach = max(reach, left.subtree_last)
+    if right is not None:
+        if right.height >= height:
+            height = right.height + 1
+        reach = max(reach, right.subtree_last)
+    changed = height != node.height or reach != node.subtree_last
+    node.height, node.subtree_last = height, reach
     return changed
 
 

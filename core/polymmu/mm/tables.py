@@ -141,7 +141,7 @@ def pte_lock(mm: mm_struct, ptep: int, nested: bool = False) -> Spinlock:
     """Map the pte table that holds physical address ``ptep`` and lock its entries; the lock. ``nested``: the
     caller holds another such lock already."""
     kernel: ArchKernel = mm.kernel
-    table = table_at(mm, ptep)
+    table = ptep & mm.layout.pte_table_mask
     kernel.ops.pte_map(mm, table)
     lock: Spinlock = kernel.variants.page_table_lock.lock_of(mm, table)
     lock.lock(nested)
@@ -151,7 +151,7 @@ def pte_lock(mm: mm_struct, ptep: int, nested: bool = False) -> Spinlock:
 def pte_unlock(mm: mm_struct, ptep: int) -> None:
     """Undo ``pte_lock`` of the same table."""
     kernel: ArchKernel = mm.kernel
-    table = table_at(mm, ptep)
+    table = ptep & mm.layout.pte_table_mask
     kernel.variants.page_table_lock.lock_of(mm, table).unlock()
     kernel.ops.pte_unmap(mm, table)
 
@@ -175,9 +175,8 @@ def pte_unlock_second(mm: mm_struct, ptep: int, first: int) -> None:
 
 
 def table_at(mm: mm_struct, ptep: int) -> int:
-    """Physical address of the pte table that ``ptep`` lies in; tables are aligned to their size."""
-    layout = mm.layout
-    return ptep & -(layout.entry_bytes[-1] << layout.index_bits[-1])
+    """Physical address of the pte table that ``ptep`` lies in."""
+    return ptep & mm.layout.pte_table_mask
 
 
 # ------------------------------------------------------------------ ptes
@@ -240,9 +239,14 @@ def table_runs(
     mm: mm_struct, addr: int, end: int, level: int = 0, table: int = -1
 ) -> Iterator[tuple[int, int, int]]:
     """Every pte table in [addr, end), in order: (physical address of its first pte in the range, addr, end)."""
+    layout = mm.layout
     if table < 0:
         table = mm.pgd
-    layout = mm.layout
+        if (end - 1 ^ addr) >> layout.shifts[layout.pmd_level] == 0:  # one table can have it all
+            ptep = find_entry(mm, addr)
+            if ptep >= 0:
+                yield ptep, addr, end
+            return
     below = level + 1
     for _, value, start, stop in entries_in(mm, level, table, addr, end):
         child = format_of(mm, level).table_of(value)

@@ -50,7 +50,11 @@ class Spinlock(Lock):
         if self.held:
             self.waiters.append(sched.context)
             sched.wait(self)
-        self._taken(sched)
+        self.held = True  # as _taken: every fault comes here
+        self.owner = sched.context
+        self.since = sched.clock[sched.cpu.index]
+        if sched.lockdep is not None:
+            sched.lockdep.taken(self)
 
     def trylock(self) -> bool:
         """Take it if nobody holds it."""
