@@ -106,7 +106,7 @@ def test_what_is_known_of_2_6_12_is_seen() -> None:
     pytest.fail("no seed shows it, and every other one should")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("name", MACHINES)
 def test_every_release_on_every_machine(name: str, release: str) -> None:
