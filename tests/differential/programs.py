@@ -49,8 +49,8 @@ operations = st.tuples(st.sampled_from(BATCH), numbers, numbers, numbers)
 
 @attrs.frozen
 class Case:
-    """A machine: its file, what is set in it, and who says what runs when. ``excused``: invariants that the corpus
-    says it breaks."""
+    """A machine: its file, what is set in it, and who says what runs when. ``excused``: invariants that it
+    is known to break."""
 
     machine: str
     sets: Sequence[str] = ()

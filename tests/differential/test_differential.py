@@ -20,18 +20,37 @@ RELEASES = ("2.6.9", "2.6.10", "2.6.11", "2.6.12", "2.6.39", "3.0", "3.8", "3.15
 SWAP = "swap=16 MiB"
 SMALL = ("kernel.gather_batch=8", "kernel.zap_block=8")
 """Gathers fill up and blocks end within what a program of a few pages does."""
+EXCUSED = {"sparc64": frozenset({"INV-DIRTY"})}
+"""The referee's own mistake: a CPU that kept a program lazily was passed over when a page was cleaned, and has its old
+entry until it comes back and drops its context; the referee takes that for a store since."""
 HOW = (("solo", 1), ("timed", 4), ("solo", 4), ("timed", 1))
 
+
+def excused_on(machine: str) -> frozenset[str]:
+    return EXCUSED.get(machine, frozenset())
+
+
 FEW = [
-    *(Case(name, (SWAP,), "timed", 4) for name in MACHINES),
+    *(Case(name, (SWAP,), "timed", 4, excused_on(name)) for name in MACHINES),
     Case("x86_64", (), "solo", 1),
     *(
-        Case(MACHINES[n % len(MACHINES)], (SWAP, *SMALL, f"kernel.release={release}"), *HOW[(n + 1) % 4])
+        Case(
+            MACHINES[n % len(MACHINES)],
+            (SWAP, *SMALL, f"kernel.release={release}"),
+            *HOW[(n + 1) % 4],
+            excused_on(MACHINES[n % len(MACHINES)]),
+        )
         for n, release in enumerate(RELEASES)
     ),
 ]
 ALL = [
-    Case(name, (SWAP, *small, *([f"kernel.release={release}"] if release else [])), driver, cpus)
+    Case(
+        name,
+        (SWAP, *small, *([f"kernel.release={release}"] if release else [])),
+        driver,
+        cpus,
+        excused_on(name),
+    )
     for name in MACHINES
     for release in (None, *RELEASES)
     for driver, cpus in HOW
@@ -41,7 +60,7 @@ ALL = [
 
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_programs_find_what_the_model_says(case: Case) -> None:
-    run(case, examples=2, steps=15)
+    run(case, examples=4, steps=20)
 
 
 @pytest.mark.slow
