@@ -40,7 +40,17 @@ BATCH = (
     *("gup_fast", "fork_and_look", "fetch", "nonsense"),
 )
 """What a task of a batch does."""
-CALLS = (*BATCH, "brk", "move_tables", "huge_map", "huge_use", "huge_use", "huge_truncate", "mremap", "mprotect")
+CALLS = (
+    *BATCH,
+    "brk",
+    "move_tables",
+    "huge_map",
+    "huge_use",
+    "huge_use",
+    "huge_truncate",
+    "mremap",
+    "mprotect",
+)
 """What one program does at a time."""
 
 numbers = st.integers(0, (1 << 16) - 1)
@@ -148,9 +158,7 @@ class Programs(RuleBasedStateMachine):
             first = self.middle + WINDOW + n * (SLOT + 1)
             cpu = self.machine.cpus[(self.cpu + n) % len(self.machine.cpus)]
             window, files = range(first, first + SLOT), [self.task_files[n]]
-            actors.append(
-                Actor(self.machine, cpu, self.space, window, files, self.spaces, alone=False)
-            )
+            actors.append(Actor(self.machine, cpu, self.space, window, files, self.spaces, alone=False))
 
         def play(actor: Actor, script: list[tuple[str, int, int, int]]) -> None:
             for name, a, b, c in script:
