@@ -1,4 +1,4 @@
-"""One program that calls the kernel and knows what must come of it: what it finds, and what is refused with which errno.
+"""One program that calls the kernel and knows what must come of it: what it finds, what is refused.
 
 Every operation takes three numbers, from which it takes what it needs, so that anybody can drive it. It changes the
 machine first, then the model, and compares the two. In between only pages of its own window are touched, so several
@@ -118,7 +118,7 @@ class Actor:
         for n in range(length):
             page = Page(prot, shared, content, index + n, index + n)
             if populate and not shared and page.may("w"):
-                page = attrs.evolve(page, own=page.bytes)
+                page = attrs.evolve(page, own=page.shown)
             self.pages[first + n] = page
 
     def munmap(self, a: int, b: int, c: int) -> None:
@@ -327,7 +327,7 @@ class Actor:
         if page is None or not page.prot or page.beyond_the_end:
             self._denied("fetch", n * self.size)
         elif page.may("x"):
-            assert self.cpu.fetch(n * self.size, 1) == page.bytes[:1]
+            assert self.cpu.fetch(n * self.size, 1) == page.shown[:1]
 
     def gup_fast(self, a: int, b: int, c: int) -> None:
         n, write = self._pick(a), b % 2 == 0
@@ -340,8 +340,8 @@ class Actor:
         assert page is not None
         assert page.may("w" if write else "r")
         if write and not page.shared:
-            self.pages[n] = attrs.evolve(page, own=page.bytes)
-        assert self.machine.kernel.ram.read(pfn * self.size, 1) == page.bytes[:1]
+            self.pages[n] = attrs.evolve(page, own=page.shown)
+        assert self.machine.kernel.ram.read(pfn * self.size, 1) == page.shown[:1]
         self.pins.append(pfn)
         if c % 4 or len(self.pins) > 3:
             self.space.mm.put(self.pins.pop(0))
@@ -353,7 +353,7 @@ class Actor:
             return
         self.cpu.store(n * self.size, data[:1])
         if page.shared and page.content is not None and page.content.ends_inside(page.index):
-            data = data[:1] + page.bytes[1:]  # what is stored behind a file's end is nobody's promise
+            data = data[:1] + page.shown[1:]  # what is stored behind a file's end is nobody's promise
         else:
             self.cpu.store((n + 1) * self.size - 1, data[1:])
         self.pages[n] = page.stored(data)
@@ -368,7 +368,7 @@ class Actor:
 
     def _same(self, at: int, size: int, page: Page) -> None:
         found = self.cpu.load(at, 1) + self.cpu.load(at + size - 1, 1)
-        assert found == page.bytes, f"{found!r} at {at:#x}, and not {page.bytes!r}"
+        assert found == page.shown, f"{found!r} at {at:#x}, and not {page.shown!r}"
 
     def _denied(self, access: str, at: int) -> None:
         try:

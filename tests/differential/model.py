@@ -58,7 +58,7 @@ class Page:
         return self.content is not None and not self.content.has(self.index)
 
     @property
-    def bytes(self) -> bytes:
+    def shown(self) -> bytes:
         if self.own is not None:
             return self.own
         return self.content.at(self.index) if self.content is not None else ZERO

@@ -209,7 +209,7 @@ class Programs(RuleBasedStateMachine):
     @invariant()
     def mappings_are_what_was_asked_for(self) -> None:
         for space in getattr(self, "spaces", ()):
-            mapped = {}
+            mapped: dict[int, str] = {}
             for start, end, prot in space.mm.mappings():
                 if start not in space.huge:
                     mapped |= dict.fromkeys(range(start // self.size, end // self.size), prot)
@@ -226,7 +226,8 @@ class Programs(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not getattr(self, "through", False):
             return  # what failed is told already
-        for self.current in range(len(self.spaces)):
+        for which in range(len(self.spaces)):
+            self.current = which
             self.run(self.look_at_all)
         while self.spaces:
             self.current = 0

@@ -2,9 +2,9 @@
 rights and errors, which a dictionary of pages foretells; nothing is left, and the referee is silent.
 
 Every architecture runs today's kernel and every release runs on some; the slow run has them all with all.
-A release is excused from nothing here: what the corpus says of them needs two threads at the same page (10, 24, 43, 44,
-55), a driver's file (14, 37), or a truncation whose mapping is cut meanwhile (1, 9, 98), and tasks that run at once keep
-to pages and files of their own. Corpus 23 needs a third CPU to use the page that a full gather's flush left out.
+Most of what the corpus says of releases cannot be seen here: it needs two threads at one page (10, 24, 43, 44, 55),
+a driver's file (14, 37), or a truncation whose mapping is cut meanwhile (1, 9, 98); tasks that run at once
+keep to pages and files of their own.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ entry until it comes back and drops its context; the referee takes that for a st
 HOW = (("solo", 1), ("timed", 4), ("solo", 4), ("timed", 1))
 
 
-def excused_on(machine: str) -> frozenset[str]:
-    return EXCUSED.get(machine, frozenset())
+def excused_on(machine: str, release: str | None = None) -> frozenset[str]:
+    # Corpus 23: a full gather's flush leaves out the last page cleared.
+    late = frozenset({"INV-PERM", "INV-TLB"}) if release == "3.8" else frozenset[str]()
+    return EXCUSED.get(machine, frozenset()) | late
 
 
 FEW = [
@@ -38,7 +40,7 @@ FEW = [
             MACHINES[n % len(MACHINES)],
             (SWAP, *SMALL, f"kernel.release={release}"),
             *HOW[(n + 1) % 4],
-            excused_on(MACHINES[n % len(MACHINES)]),
+            excused_on(MACHINES[n % len(MACHINES)], release),
         )
         for n, release in enumerate(RELEASES)
     ),
@@ -49,7 +51,7 @@ ALL = [
         (SWAP, *small, *([f"kernel.release={release}"] if release else [])),
         driver,
         cpus,
-        excused_on(name),
+        excused_on(name, release),
     )
     for name in MACHINES
     for release in (None, *RELEASES)

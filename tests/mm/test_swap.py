@@ -10,7 +10,7 @@ import pytest
 from polymmu.errors import SegmentationFault, SyscallError, UserMistake
 from polymmu.hooks import ArchKernel
 from polymmu.machine import Machine, Mm
-from polymmu.mm import reclaim, swap, truncate
+from polymmu.mm import pagecache, reclaim, swap, truncate
 from polymmu.mm.pagelock import lock_page as lock_now
 from polymmu.mm.rmap import page_referenced
 from polymmu.mm.tables import find_entry, read_pte
@@ -323,7 +323,7 @@ def test_what_is_written_back_while_a_file_is_cut_is_cut_too(
     world.at = world.mm.mmap(PAGES * world.page, shared=True, file=file)
     for n in range(PAGES):
         world.store(n, 0x55)
-    drop = truncate.drop_page_cache
+    drop = pagecache.drop_page_cache
 
     def written_first(*arguments: Any) -> None:
         world.machine.reclaim(1 << 10)
