@@ -10,7 +10,7 @@ import pytest
 from polymmu.errors import SegmentationFault, SyscallError, UserMistake
 from polymmu.hooks import ArchKernel
 from polymmu.machine import Machine, Mm
-from polymmu.mm import reclaim, swap
+from polymmu.mm import pagecache, reclaim, swap, truncate
 from polymmu.mm.pagelock import lock_page as lock_now
 from polymmu.mm.rmap import page_referenced
 from polymmu.mm.tables import find_entry, read_pte
@@ -312,6 +312,28 @@ def test_what_was_written_back_ends_where_the_file_is_cut(world: World) -> None:
     assert world.load(0) == 0x55
     assert world.machine.cpus[0].load(world.at + world.page, 32) == b"\x55" * 16 + bytes(16)
     assert world.load(2) == 0
+    file.close()
+
+
+def test_what_is_written_back_while_a_file_is_cut_is_cut_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pages are unmapped already, and still cached."""
+    file = world.machine.new_file(PAGES * world.page)
+    world.at = world.mm.mmap(PAGES * world.page, shared=True, file=file)
+    for n in range(PAGES):
+        world.store(n, 0x55)
+    drop = pagecache.drop_page_cache
+
+    def written_first(*arguments: Any) -> None:
+        world.machine.reclaim(1 << 10)
+        assert 2 in file.file.written
+        drop(*arguments)
+
+    monkeypatch.setattr(truncate, "drop_page_cache", written_first)
+    file.truncate(world.page)
+    file.truncate(PAGES * world.page)
+    assert world.seen() == [0x55] + [0] * (PAGES - 1)
     file.close()
 
 

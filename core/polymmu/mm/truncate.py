@@ -65,6 +65,9 @@ def _shrink(kernel: ArchKernel, file: File, size: int) -> None:
     first = -(-size // page_size)
     unmap_mapping_range(kernel, mapping, first * page_size, 0, True)
     drop_page_cache(kernel, mapping, first)
+    # Not before: until it left the cache reclaim could still write a page back.
+    written = file.written.items()
+    file.written = {n: data[: size - n * page_size] for n, data in written if n * page_size < size}
     if strategy_of(kernel).second_unmap:
         unmap_mapping_range(kernel, mapping, first * page_size, 0, True)
     tail = size % page_size

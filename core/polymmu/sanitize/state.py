@@ -21,7 +21,7 @@ from polymmu.hardware.ram import FLAGS, INDEX, MAPCOUNT, MAPPING, REFCOUNT
 from polymmu.hardware.scans import read_run
 from polymmu.mm.hugetlb import format_in, head_of
 from polymmu.mm.tables import entries_in, format_of, read_pte, read_ptes, table_runs
-from polymmu.mm.vma import linear_index, vma_pages
+from polymmu.mm.vma import VM_RIGHTS, linear_index, vma_pages
 from polymmu.sanitize.cached_kernels import dirty_frames
 from polymmu.sanitize.judge import Bench, Judge
 from polymmu.sanitize.rmap import is_in_its_file, not_found
@@ -247,7 +247,8 @@ class State(Judge):
             if pte.dirty is not None:
                 dirty.append(pfns[_has(values, pte.dirty)])
             if not vma.vm_flags & VM_SHARED:
-                writable = _has(values, pte.write)
+                # Where no right is left an entry's other bits mean nothing (s390: invalid, and not protected).
+                writable = _has(values, pte.write) & bool(vma.vm_flags & VM_RIGHTS)
                 private.append(pfns[writable])
                 self._each(
                     vma,
