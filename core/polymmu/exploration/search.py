@@ -167,7 +167,13 @@ class Search:
             first.append(task)
         if any(who in node.to_try or who in node.sleep for who in first):
             return
-        node.to_try.append(task if task in first else first[0])
+        wanted = task if task in first else first[0]
+        # Where its CPU was another's, who could not be made to give it up, its turn was before that one took it.
+        while wanted not in node.able and earlier:
+            earlier -= 1
+            node = self.stack[earlier]
+        if wanted not in node.to_try and wanted not in node.sleep:
+            node.to_try.append(wanted)
 
     def _leads_to(self, step: int, later: int, task: int) -> bool:
         """Whether ``step`` had to come before step ``later`` of ``task`` (which may never happen)."""

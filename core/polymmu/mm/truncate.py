@@ -57,11 +57,6 @@ def _shrink(kernel: ArchKernel, file: File, size: int) -> None:
     file.size = size
     if file.read_page is not None:
         file.read_page = _cut(file.read_page, size, page_size)
-    file.written = {
-        index: data[: size - index * page_size]
-        for index, data in file.written.items()
-        if index * page_size < size
-    }
     first = -(-size // page_size)
     unmap_mapping_range(kernel, mapping, first * page_size, 0, True)
     drop_page_cache(kernel, mapping, first)
