@@ -423,7 +423,7 @@ class ExploringSched(TaskSched):
 
     def _would_do(self, task: Task) -> list[Access]:
         mode = _MODES.get(task.kind)
-        return [(task.what, mode)] if mode in (Mode.ACQUIRE, Mode.SHARE) else []
+        return [(task.what, mode)] if mode is not None and mode in (Mode.ACQUIRE, Mode.SHARE) else []
 
     # ------------------------------------------------------------------ outcomes that nobody knows
     def choice(self, what: str, options: int = 2) -> int:
