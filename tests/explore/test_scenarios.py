@@ -140,3 +140,22 @@ def test_a_loop_that_would_never_end_is_found_by_fair_schedules(tmp_path: Path) 
     assert found.to_dict()["violation"]["invariant"] == "INV-PROG"
     assert main(["replay", str(tmp_path / "found.json")]) == 1
     assert polymmu.explore(path, variant="fixed", strategy="fair").verdict.outcome is None
+
+
+def test_the_matrix_says_where_a_walker_is_safe_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    """Interrupts off hold flushes up on x86; elsewhere flushes interrupt nobody, and only RCU waits for the walker."""
+    assert (
+        main(["explore", "--matrix", "gup-fast-against-munmap", "--format", "json", "--strategy", "dpor"])
+        == 1
+    )
+    told = json.loads(capsys.readouterr().out)["cells"]
+    verdicts = {(cell["machine"], cell["kernel"]): cell["verdict"] for cell in told}
+    broken = {("ppc64", "immediate"), ("s390", "immediate")}
+    machines = ("ppc64", "s390", "x86", "x86_64")
+    cells = {(machine, kernel) for machine in machines for kernel in ("immediate", "rcu")}
+    assert verdicts == {cell: "violation" if cell in broken else "clean" for cell in cells}
+
+
+def test_several_scenarios_need_the_matrix(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", RESTART, "gup-fast-against-munmap"]) == 2
+    assert "with --matrix" in capsys.readouterr().err

@@ -19,7 +19,14 @@ def add(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         "explore", help="every interleaving of a scenario, up to the bounds", description=__doc__
     )
-    parser.add_argument("scenario", metavar="SCENARIO", help="an installed scenario's name, or a YAML file")
+    parser.add_argument(
+        "scenario", metavar="SCENARIO", nargs="*", help="an installed scenario's name, or a YAML file"
+    )
+    parser.add_argument(
+        "--matrix",
+        action="store_true",
+        help="each scenario (default: the whole gallery) on each architecture, by variant or release",
+    )
     parser.add_argument(
         "--machine", metavar="M", help="where it happens (default: the plain machine of the host's kind)"
     )
@@ -59,13 +66,17 @@ def run(options: argparse.Namespace) -> int:
     for name in ("random", "executions", "seconds", "preemptions"):
         if getattr(options, name) < 0:
             raise UserMistake(f"--{name} {getattr(options, name)} is negative; give 0 or more")
-    file = load_scenario(options.scenario)
     limits = Limits(
         random=options.random,
         executions=options.executions,
         seconds=options.seconds,
         preemptions=options.preemptions,
     )
+    if options.matrix:
+        return _matrix(options, limits)
+    if len(options.scenario) != 1:
+        raise UserMistake("explore takes one scenario; several, or the whole gallery, with --matrix")
+    file = load_scenario(options.scenario[0])
     with common.progress(options, file.scenario.name) as update:
         found = explore(
             file,
@@ -87,3 +98,40 @@ def run(options: argparse.Namespace) -> int:
     if verdict.verdict == "violation":
         return 1
     return 1 if options.require_complete and not verdict.complete else 0
+
+
+def _matrix(options: argparse.Namespace, limits: Any) -> int:
+    """One exploration per cell; interrupted it says what it has."""
+    from polymmu.description.installed import scenario_files
+    from polymmu.description.load_scenario import load_scenario
+    from polymmu.exploration.matrix import cells, matrix_text
+
+    names = options.scenario or [name for name in scenario_files() if name[0].isdigit()]
+    found = []
+    interrupted = False
+    with common.progress(options, "cells") as update:
+        try:
+            for cell in cells(
+                [load_scenario(name) for name in names],
+                machine=options.machine,
+                variant=options.variant,
+                strategy=options.strategy,
+                sets=options.set,
+                limits=limits,
+                seed=options.seed or 0,
+            ):
+                found.append(cell)
+                interrupted |= cell.finding.verdict.interrupted
+                if interrupted:
+                    break
+                if update is not None:
+                    update(len(found), 0)
+        except KeyboardInterrupt:
+            interrupted = True
+    value: dict[str, Any] = {"schema": 1, "cells": [cell.to_dict() for cell in found]}
+    if interrupted:
+        value["partial"] = True
+    common.emit(options, value, lambda: matrix_text(found))
+    if interrupted:
+        return 130
+    return 0 if all(cell.is_as_it_should_be for cell in found) else 1
