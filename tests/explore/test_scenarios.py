@@ -127,7 +127,7 @@ def test_the_restart_race_of_2004_is_found_on_the_real_core() -> None:
 
 @pytest.mark.slow
 def test_the_version_that_followed_four_days_later_is_clean_in_every_interleaving() -> None:
-    found = polymmu.explore(RESTART, strategy="dpor").to_dict()
+    found = polymmu.explore(RESTART, strategy="dpor", limits=Limits(seconds=3600)).to_dict()
     assert (found["verdict"], found["complete"]) == ("clean", True)
 
 
