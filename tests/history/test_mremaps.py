@@ -390,7 +390,6 @@ CLEAN = [
     (move_beside, MUTEX),
     (move_beside, ONE_PAGE),
     (move_beside, {"mremap": "extents-2.6.15"}),
-    (move_beside, {**ONE_PAGE, "truncate": "restart-count-2004"}),
     (move_far, MUTEX),
     (move_far, {**MUTEX, "mremap": "extents-2.6.15"}),
     (fork, {}),

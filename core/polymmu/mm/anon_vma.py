@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from polymmu.hardware.ram import INDEX, MAPPING
 from polymmu.hooks import ArchKernel
 from polymmu.mm.linear import linear_index, vma_pages
-from polymmu.structs import VM_ACCOUNT, VM_EXEC, VM_READ, VM_WRITE, anon_vma, vm_area_struct
+from polymmu.structs import VM_EXEC, VM_READ, VM_WRITE, anon_vma, vm_area_struct
 
 __all__ = [
     "anon_vma_clone",
@@ -165,6 +165,6 @@ def _could_join(vma: vm_area_struct, neighbour: vm_area_struct) -> bool:
     return (
         low.vm_end == high.vm_start
         and low.vm_file is high.vm_file
-        and not (low.vm_flags ^ high.vm_flags) & ~(VM_RIGHTS | VM_ACCOUNT)
+        and not (low.vm_flags ^ high.vm_flags) & ~VM_RIGHTS
         and low.vm_pgoff + vma_pages(low) == high.vm_pgoff
     )
