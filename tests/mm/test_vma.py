@@ -111,8 +111,10 @@ def test_vmas_with_different_anonymous_histories_stay_apart() -> None:
 
 
 def test_a_neighbour_that_may_be_joined_later_shares_its_anon_vma() -> None:
+    """Only rights keep the two apart. (One that could never be written was not charged: that keeps them apart, too.)"""
     mm = new_mm(boot())
-    draw(mm, "wwrr", at=BASE)
+    draw(mm, "ww", at=BASE)
+    do_mmap(mm, BASE + 2 * PAGE, 2 * PAGE, RIGHTS["w"] | RIGHTS["x"], fixed=True)
     low, high = vmas_of(mm.mmap)
     anon_vma_prepare(low)
     anon_vma_prepare(high)
@@ -121,6 +123,16 @@ def test_a_neighbour_that_may_be_joined_later_shares_its_anon_vma() -> None:
     assert picture(mm, at=BASE, pages=4) == "wwww"
     assert low.anon_vma is not None
     assert low.anon_vma.references == 1
+
+
+def test_a_neighbour_that_was_not_charged_has_an_anon_vma_of_its_own() -> None:
+    """The host's kernel says so (``tests.referee``)."""
+    mm = new_mm(boot())
+    draw(mm, "wwrr", at=BASE)
+    low, high = vmas_of(mm.mmap)
+    anon_vma_prepare(low)
+    anon_vma_prepare(high)
+    assert high.anon_vma is not low.anon_vma
 
 
 def test_a_vma_that_grows_over_anonymous_pages_takes_their_anon_vma() -> None:
