@@ -159,3 +159,8 @@ def test_the_matrix_says_where_a_walker_is_safe_and_why(capsys: pytest.CaptureFi
 def test_several_scenarios_need_the_matrix(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explore", RESTART, "gup-fast-against-munmap"]) == 2
     assert "with --matrix" in capsys.readouterr().err
+
+
+def test_a_strategy_that_does_not_exist_is_refused_not_passed_over(walker: Path) -> None:
+    with pytest.raises(polymmu.UserMistake, match=r"unknown strategy 'dporr'.*dpor"):
+        polymmu.explore(walker, "s390", strategy="dporr")

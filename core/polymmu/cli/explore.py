@@ -8,10 +8,9 @@ from typing import Any
 
 from polymmu.cli import common
 from polymmu.errors import UserMistake
+from polymmu.exploration import STRATEGIES
 
 __all__ = ["add", "run"]
-
-STRATEGIES = ("portfolio", "default", "fair", "pct", "dpor", "sleep", "naive", "bounded")
 
 
 def add(commands: Any) -> None:

@@ -1,1 +1,8 @@
 """Every interleaving: who may go next, which orders are alike, and what was covered."""
+
+from __future__ import annotations
+
+__all__ = ["STRATEGIES"]
+
+STRATEGIES = ("portfolio", "default", "fair", "pct", "dpor", "sleep", "naive", "bounded")
+"""Ways to search; ``portfolio`` is all that are worth it, in turn."""

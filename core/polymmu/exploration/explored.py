@@ -11,6 +11,9 @@ import attrs
 
 from polymmu.description.installed import machine_files
 from polymmu.description.load_scenario import ScenarioFile, load_scenario
+from polymmu.description.mistakes import unknown
+from polymmu.errors import UserMistake
+from polymmu.exploration import STRATEGIES
 from polymmu.exploration.explorer import Limits, Verdict, search, shrink
 from polymmu.exploration.replay_file import write_replay
 from polymmu.exploration.scenario import Explored
@@ -59,6 +62,8 @@ def explore(
     is made as short as can be first. ``progress(strategy, executions)`` is called after each execution. Raises
     UserMistake; interrupted it says what it has.
     """
+    if strategy not in STRATEGIES:
+        raise UserMistake(unknown("strategy", strategy, STRATEGIES))
     file = scenario if isinstance(scenario, ScenarioFile) else load_scenario(str(scenario))
     if machine is None:
         machine = _plain_machine(file)

@@ -52,7 +52,6 @@ class Verdict:
     bounds: Mapping[str, Any]
     outcome: Outcome | None = None
     schedule: Schedule | None = None
-    found_at: int = 0
     interrupted: bool = False
 
 

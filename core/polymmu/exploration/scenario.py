@@ -96,7 +96,6 @@ class Explored:
         self.run.setup()
         if self.sched.budgets.get("alloc_failure"):
             kernel.free.fail_next = lambda site: bool(self.sched.choice("alloc_failure"))
-        self.executions = 0
         self._saved = Saved(
             [self.machine, self.run],
             kernel.ram,
@@ -115,7 +114,6 @@ class Explored:
 
     def once(self, picker: Picker, *, unbounded: bool = False) -> Outcome:
         """One execution under ``picker``; the machine is then as it was. ``unbounded``: budgets are never used up."""
-        self.executions += 1
         try:
             return self._outcome(picker, unbounded)
         finally:
