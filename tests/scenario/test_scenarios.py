@@ -372,3 +372,19 @@ def test_a_step_puts_a_files_pages_in_another_order() -> None:
     report = run(text)
     assert "finding" not in report
     assert report["scenario"]["refused_accesses"] == 1
+
+
+def test_a_scenario_may_wish_something_of_each_architecture_and_each_takes_its_own() -> None:
+    text = PLAIN.replace("{cpus: 2}", "{cpus: 2, sparc64: {upper_entries: 64}, x86_64: {pcid: false}}")
+    over = load_scenario_text(text, filename="mine.yaml").over_in(None)
+    assert Machine.from_file("sparc64", over=over).description.section.upper_entries == 64
+    assert Machine.from_file("x86_64", over=over).description.section.pcid is False
+    assert Machine.from_file("s390", over=over).description.cpus == 2
+
+
+def test_a_wish_for_an_architecture_that_nobody_brings_is_a_mistake() -> None:
+    over = load_scenario_text(PLAIN.replace("{cpus: 2}", "{vax: {levels: 2}}"), filename="mine.yaml").over_in(
+        None
+    )
+    with pytest.raises(UserMistake, match=r"mine\.yaml:3:\d+: unknown key 'vax'"):
+        Machine.from_file("x86_64", over=over)

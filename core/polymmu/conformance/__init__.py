@@ -13,6 +13,7 @@ Groups can be subclassed one by one. ``polymmu conformance ARCH`` runs the same 
 from polymmu.conformance.bench import Bench, NotApplicable, World, require
 from polymmu.conformance.caches import Contexts, Tlb
 from polymmu.conformance.checks import Checks, checks_of
+from polymmu.conformance.explorations import Explorations
 from polymmu.conformance.failures import Failures
 from polymmu.conformance.freeing import Gather, TableFreeing
 from polymmu.conformance.geometry import Entries, Layout, RangeWalks
@@ -32,6 +33,7 @@ __all__ = [
     "Contexts",
     "Entries",
     "Exit",
+    "Explorations",
     "Failures",
     "Faults",
     "Gather",
@@ -72,6 +74,7 @@ GROUPS: tuple[type[Checks], ...] = (
     Programs,
     SoftEntries,
     Races,
+    Explorations,
     Failures,
 )
 """Every group, in the order of the ladder that an author climbs."""

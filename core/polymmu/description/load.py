@@ -13,6 +13,7 @@ from pathlib import Path
 
 import attrs
 
+from polymmu import plugins
 from polymmu.description.convert import convert_machine
 from polymmu.description.installed import SUFFIX, InstalledFile, machine_files
 from polymmu.description.mistakes import Mistakes, Place, Problems, unknown
@@ -75,13 +76,20 @@ def load_machine_text(
     reader = _Reader()
     tree = reader.extend(reader.parse(text, filename), filename, ((os.path.realpath(filename), filename),))
     if over is not None:
-        tree = merge(tree, spelt_out(over), reader.problems)
+        tree = merge(tree, _for_this_arch(spelt_out(over), tree), reader.problems)
     tree = apply_set(tree, sets, reader.problems)
     tree = with_release(tree, reader.problems)
     description = convert_machine(tree, section_class_of, reader.problems)
     reader.problems.finish()
     assert description is not None  # or there would have been a problem
     return description
+
+
+def _for_this_arch(over: Mapping, tree: Mapping) -> Mapping:
+    """A scenario's wishes without those for other architectures: one file fits them all."""
+    arch = tree.items.get("arch", (None, None))[1]
+    others = {*plugins.installed("polymmu.arch")} - {arch.text if isinstance(arch, Scalar) else ""}
+    return Mapping(over.place, {key: item for key, item in over.items.items() if key not in others})
 
 
 @attrs.frozen

@@ -14,6 +14,7 @@ import numpy as np
 
 from polymmu.boot import TimedVectors
 from polymmu.description.load_scenario import ScenarioFile
+from polymmu.description.model import MachineDescription
 from polymmu.errors import UserMistake
 from polymmu.events import EVENT_NAMES, Events
 from polymmu.exploration.restore import Saved
@@ -21,6 +22,7 @@ from polymmu.exploration.schedule import Recorder, Schedule
 from polymmu.exploration.watch import watch
 from polymmu.machine import Machine
 from polymmu.mm.mm import leave_lazy_tlb
+from polymmu.registry import Arch
 from polymmu.sanitize.state import State
 from polymmu.sanitize.violation import Violation
 from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
@@ -42,12 +44,16 @@ class Outcome:
     halted: Halt | None = None
 
 
+Described = tuple[MachineDescription, Arch]
+"""A machine that was described already, wishes of scenarios and all."""
+
+
 class Explored:
     """A scenario ready to be run under any picker."""
 
     def __init__(
         self,
-        machine: str | Path,
+        machine: str | Path | Described,
         file: ScenarioFile,
         *,
         sets: Sequence[str] = (),
@@ -57,7 +63,10 @@ class Explored:
         self.asked_for = machine
         self.variant = variant
         self.speculate = speculate
-        description, arch = Machine.describe(machine, sets=sets, over=file.over_in(variant))
+        if isinstance(machine, tuple):
+            description, arch = machine
+        else:
+            description, arch = Machine.describe(machine, sets=sets, over=file.over_in(variant))
         if file.scenario.arches and arch.name not in file.scenario.arches:
             raise UserMistake(
                 f"is about {', '.join(file.scenario.arches)}; machine '{machine}' is {arch.name}",
