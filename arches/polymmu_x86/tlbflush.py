@@ -23,7 +23,7 @@ from typing import Protocol
 
 import attrs
 
-from polymmu.arch import ArchKernel, Cpu, doc, mm_struct
+from polymmu.arch import ArchKernel, Cpu, doc, mm_struct, shared
 
 NR_DYN_ASIDS = 6
 GENERATIONS, LAZY_MASK = "generations", "lazy-mask"
@@ -55,7 +55,7 @@ class Context:
     """An mm's: ``serial`` never repeats, so a reused mm_struct is not taken for its predecessor."""
 
     serial: int
-    tlb_gen: int = 1
+    tlb_gen: int = shared(1, shootdown=True)
 
 
 @attrs.define(eq=False)
@@ -66,8 +66,8 @@ class CpuState:
     and without PCIDs there is slot 0 alone.
     """
 
-    loaded: mm_struct | None = None
-    is_lazy: bool = False
+    loaded: mm_struct | None = shared(None, shootdown=True)
+    is_lazy: bool = shared(False, shootdown=True)
     slot: int = 0
     owner: list[int] = attrs.field(factory=lambda: [-1] * NR_DYN_ASIDS)
     mapped_tables: list[int] = attrs.field(factory=list[int])
@@ -120,6 +120,7 @@ class Generations(Shootdown):
                 self.forget_all(cpu, following)
             return
         bit = 1 << cpu.index
+        self.kernel.sched.atomic()
         following.cpu_mask |= bit
         slot, stale = self.choose_new_asid(state, context)
         state.slot, state.loaded = slot, following
@@ -129,6 +130,7 @@ class Generations(Shootdown):
             state.tlb_gen[slot] = context.tlb_gen
             self.forget_all(cpu, following)
         if left is not None:  # after CR3 has gone over (2.6.38): out of the mask it would miss a flush
+            self.kernel.sched.atomic()
             left.cpu_mask &= ~bit
 
     def choose_new_asid(self, state: CpuState, context: Context) -> tuple[int, bool]:
@@ -159,6 +161,7 @@ class Generations(Shootdown):
         pages = (end - start) // page_size if end else 0
         whole = not 0 < pages <= self.section.single_page_flush_ceiling
         context: Context = mm.context
+        self.kernel.sched.atomic()
         context.tlb_gen += 1
         new = context.tlb_gen
         mask = mm.cpu_mask
@@ -204,13 +207,16 @@ class LazyMask(Shootdown):
         self.cpus[cpu.index].is_lazy = False
         if prev is following and following.cpu_mask & bit:
             return
+        self.kernel.sched.atomic()
         following.cpu_mask |= bit
         self.load_cr3(cpu, following)
         if prev is not None and prev is not following:  # after CR3 has gone over (2.6.38)
+            self.kernel.sched.atomic()
             prev.cpu_mask &= ~bit
 
     def leave_mm(self, cpu: Cpu, mm: mm_struct) -> None:
         """A lazy CPU goes over to the kernel's own tables: no flush of ``mm`` concerns it any more."""
+        self.kernel.sched.atomic()
         mm.cpu_mask &= ~(1 << cpu.index)
         assert self.kernel.init_mm is not None
         self.load_cr3(cpu, self.kernel.init_mm)

@@ -376,10 +376,13 @@ def switch_mm(cpu: Cpu, prev: mm_struct | None, following: mm_struct) -> None:
     A CPU that comes back to what it kept lazily has missed no flush."""
     if prev is following:
         return
+    sched = following.kernel.sched
+    sched.atomic()
     following.cpu_mask |= 1 << cpu.index
     cpu.load_root(following.pgd, space=following.serial)
     cpu.invalidate(asid=None, include_global=False, walk_caches="all")
     if prev is not None:
+        sched.atomic()
         prev.cpu_mask &= ~(1 << cpu.index)
 
 

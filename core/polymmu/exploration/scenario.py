@@ -16,6 +16,7 @@ from polymmu.boot import TimedVectors
 from polymmu.description.load_scenario import ScenarioFile
 from polymmu.errors import UserMistake
 from polymmu.events import EVENT_NAMES, Events
+from polymmu.exploration.fields import SharedFields, watch_fields
 from polymmu.exploration.restore import Saved
 from polymmu.exploration.schedule import Recorder, Schedule
 from polymmu.exploration.watch import watch
@@ -78,7 +79,7 @@ class Explored:
             kernel.free.nr[cpu.index] = FRAMES
             kernel.free.bump += FRAMES
         assert isinstance(self.machine.vectors, TimedVectors)
-        watch(kernel, self.sched, self.machine.vectors.programs, speculate=speculate)
+        watch(kernel, self.sched, self.machine.vectors.programs, speculate=speculate, shootdown=file.scenario.shootdown)
         assert self.machine.sanitizer is not None
         self.sanitizer = self.machine.sanitizer
         # Counters and audits are nobody's business here: the referee alone listens.
@@ -92,8 +93,11 @@ class Explored:
                     False  # what is wrong stays wrong to the end, or a judge of single events sees it
                 )
         self.sched.after_step = self._look_at_users
+        fields = SharedFields(self.sched, self._race, shootdown=file.scenario.shootdown)
+        watch_fields(kernel, fields)
         self.run = ScenarioRun(self.machine, file, lingering=True)
         self.run.setup()
+        fields.adopt_arch(kernel.arch_state)
         if self.sched.budgets.get("alloc_failure"):
             kernel.free.fail_next = lambda site: bool(self.sched.choice("alloc_failure"))
         self._saved = Saved(
@@ -107,6 +111,7 @@ class Explored:
                 kernel.shape,
                 kernel.ops,
                 self.sched.budgets,
+                fields,
                 self,
                 file,
             ],
@@ -156,11 +161,17 @@ class Explored:
             )
         raise failure
 
+    def _race(self, what: str) -> None:
+        bench = self.sanitizer.bench
+        bench.tell("INV-RACE", bench.now("nobody else had to wait"), what)
+
     def _look_at_users(self) -> None:
         """Whoever runs user code may use what its TLB holds, now."""
+        outer, self.sched.silent = self.sched.silent, True
         for cpu in self.machine.kernel.cpus:
             if self.sched.in_user_mode(cpu):
                 self.sanitizer.to_user(cpu)
+        self.sched.silent = outer
 
 
 def _silent(sched: ExploringSched, event: Callable[..., None]) -> Callable[..., None]:

@@ -52,7 +52,7 @@ def _folded(steps: Sequence[Step], names: Names) -> list[tuple[str, int]]:
     rows: list[tuple[str, int]] = []
     last: tuple[int, str, str] | None = None
     for step in steps:
-        if step.kind in ("begin", "cond_resched"):
+        if step.kind in ("begin", "cond_resched", "end"):
             continue
         function = step.place.rpartition(" ")[2]
         key = (step.task, step.kind, function)
