@@ -193,6 +193,7 @@ def page_protections(section: X86_64Config, registers: Mapping[str, int]) -> tup
 
 
 decode_fault = family.decode_fault
+memory_model = family.memory_model
 init_new_context = family.init_new_context
 switch_mm = family.switch_mm
 enter_lazy_tlb = family.enter_lazy_tlb

@@ -44,6 +44,11 @@ def huge_page_sizes(section: Any) -> tuple[int, ...]:
     return ()
 
 
+def memory_model(section: Any) -> str:
+    """Nothing is promised."""
+    return "weak"
+
+
 def byte_order(section: Any) -> str:
     return "little"
 

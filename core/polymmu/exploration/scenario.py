@@ -25,12 +25,15 @@ from polymmu.mm.mm import leave_lazy_tlb
 from polymmu.sanitize.state import State
 from polymmu.sanitize.violation import Violation
 from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
+from polymmu.sched.store_buffers import StoreBuffers
 from polymmu.workload.scenario import ScenarioRun, Stop
 
 __all__ = ["Explored", "Outcome"]
 
 FRAMES, OBJECTS = 32, 8
 """Frames that each CPU has in stock, and kernel objects that each slab has."""
+BUFFER = 4
+"""Stores that a store buffer takes."""
 
 
 @attrs.frozen(kw_only=True)
@@ -54,6 +57,7 @@ class Explored:
         sets: Sequence[str] = (),
         variant: str | None = None,
         speculate: bool = True,
+        memory_model: str | None = None,
     ) -> None:
         self.asked_for = machine
         self.variant = variant
@@ -69,6 +73,16 @@ class Explored:
         assert isinstance(kernel.sched, ExploringSched)
         self.sched = kernel.sched
         self.sched.budgets = dict(file.scenario.choices)
+        self.hardware_model = kernel.ops.memory_model(description.section)
+        self.memory_model = memory_model or file.memory_model_in(variant)
+        if self.memory_model == "tso":
+            if self.hardware_model != "tso":
+                raise UserMistake(
+                    f"{arch.name} has a memory model weaker than tso, and that is not modelled; "
+                    "explore it by sequential consistency: --memory-model sc",
+                    place=file.filename,
+                )
+            self.sched.buffers = StoreBuffers(len(kernel.cpus), BUFFER)
         self.file = file
         for slab in (kernel.mms, kernel.vmas, kernel.mappings, kernel.anon_vmas):
             slab.reserve(OBJECTS)

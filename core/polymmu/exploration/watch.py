@@ -119,11 +119,15 @@ class FlushWatcher:
         if self.sched.buffers is not None:
             self.sched.point("flush", cpu)
         self.sched.did(Mode.WRITE, ("tlb", cpu.index))
+        outer, self.sched.silent = self.sched.silent, True
         self.other.before_invalidate(cpu, asid, start, end)
+        self.sched.silent = outer
 
     def after_invalidate(self, cpu: Cpu, dropped: int) -> None:
         """See ``Watcher``."""
+        outer, self.sched.silent = self.sched.silent, True
         self.other.after_invalidate(cpu, dropped)
+        self.sched.silent = outer
 
 
 def watch(

@@ -184,6 +184,8 @@ class ExploringSched(TaskSched):
         self.buffers: StoreBuffers | None = None
         """None: sequential consistency."""
         self._next_is_atomic = False
+        self._half: tuple[str, Hashable] | None = None
+        """A field that was read, or is or was changed, by the operation in progress and nothing else since."""
         self._released: Lock | None = None
         """The spinlock that the operation in progress gives back."""
         self._switching = [False] * len(self.cpus)
@@ -195,6 +197,16 @@ class ExploringSched(TaskSched):
     def lasting(self) -> tuple[object, ...]:
         """What outlives an execution, and must not be put back between two."""
         return self._numbers, self._pool, self.names
+
+    @property
+    def tasks(self) -> list[list[int]]:
+        """Who has which number: their keys, in the order of their numbers."""
+        return [list(key) for key in self._numbers]
+
+    def number_tasks(self, keys: Sequence[Sequence[int]]) -> None:
+        """Let tasks have the numbers that they had elsewhere."""
+        self._numbers.clear()
+        self._numbers.update({tuple(key): number for number, key in enumerate(keys)})
 
     @property
     def watches(self) -> bool:
@@ -284,7 +296,7 @@ class ExploringSched(TaskSched):
         self._stepping = False
         self._on_cpu = [None] * len(self.cpus)
         self._crowded = [False] * len(self.cpus)
-        self._next_is_atomic, self._released = False, None
+        self._released = None
         self._switching = [False] * len(self.cpus)
         if self.buffers is not None:
             self.buffers.forget()
@@ -348,33 +360,35 @@ class ExploringSched(TaskSched):
             if self.tells_places:
                 task.place = place_here(self)
             self._park(task)
-        self._next_is_atomic = False
+        self._next_is_atomic, self._half = False, None
         self._stepping = True
         self._note(kind, what)
 
     # ------------------------------------------------------------------ shared words
     def read(self, what: Hashable) -> None:
-        """The caller reads ``what`` next; whoever has just looked at it does both in one."""
+        """The caller reads ``what`` next: as the first half of a change that is atomic, or what that gave."""
         if self._next_is_atomic:
             self.point("update", what)
             self.did(Mode.ADD, what)
-        elif self._is_about(what):
+            self._half = "changes", what
+        elif self._half == ("changed", what):
             self.did(Mode.READ, what)
         else:
             self.point("read", what)
+            self._half = "read", what
 
     def write(self, what: Hashable, write: Callable[[], Undo]) -> None:
-        """Change ``what``: ``write`` does so, and returns how to take it back. In terms of the old value: in one."""
-        if self.is_at("update", what):
+        """Change ``what``: ``write`` does so, and returns how to take it back. Who has just read it does both in one."""
+        if self._half == ("changes", what) or self._next_is_atomic:
+            if self._next_is_atomic:
+                self.point("update", what)
+                self.did(Mode.WRITE, what)
             write()
+            self._half = "changed", what
             return
-        if self._next_is_atomic:
-            self.point("update", what)
-            self.did(Mode.WRITE, what)
-            write()
-            return
-        if not self._is_about(what):
+        if self._half != ("read", what):
             self.point("write", what)
+        self._half = None
         self.store(what, write)
 
     def atomic(self) -> None:
@@ -383,10 +397,6 @@ class ExploringSched(TaskSched):
     def smp_mb(self) -> None:
         if self.buffers is not None:
             self.point("smp_mb", None)
-
-    def _is_about(self, what: Hashable) -> bool:
-        task = self.context
-        return not self._atomic and task.what == what and task.kind in ("read", "write", "update")
 
     def store(self, what: Hashable, write: Callable[[], Undo], mode: Mode = Mode.WRITE) -> None:
         """The operation in progress changes ``what``: ``write`` happens now, or when it is drained."""
@@ -397,7 +407,7 @@ class ExploringSched(TaskSched):
             write()
             return
         before = buffers.last[cpu.index]
-        follows = before[-1] if buffers.queues[cpu.index] else ()
+        follows = before[-1] if before else ()
 
         def drain() -> None:
             if follows:
@@ -546,6 +556,7 @@ class ExploringSched(TaskSched):
 
     def _load(self, task: Task) -> None:
         self.context, self.cpu = task, self.cpus[task.cpu]
+        self._next_is_atomic, self._half = False, None
         self.preempt_count, self.preempt_since = task.preempt_count, task.preempt_since
         self._look(task)
 
