@@ -6,7 +6,7 @@ are filled beforehand, so that what one task allocates does not hang on what ano
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -19,7 +19,7 @@ from polymmu.events import EVENT_NAMES, Events
 from polymmu.exploration.fields import SharedFields, watch_fields
 from polymmu.exploration.restore import Saved
 from polymmu.exploration.schedule import Recorder, Schedule
-from polymmu.exploration.watch import watch
+from polymmu.exploration.watch import silently, watch
 from polymmu.machine import Machine
 from polymmu.mm.mm import leave_lazy_tlb
 from polymmu.sanitize.state import State
@@ -100,13 +100,13 @@ class Explored:
         kernel.events = Events((self.sanitizer.bench, *self.sanitizer.judges))
         self.sanitizer.only_watcher()
         for name in EVENT_NAMES:
-            setattr(kernel.events, name, _silent(self.sched, getattr(kernel.events, name)))
+            setattr(kernel.events, name, silently(self.sched, getattr(kernel.events, name)))
         for judge in self.sanitizer.judges:
             if isinstance(judge, State):
                 judge.eager = (
                     False  # what is wrong stays wrong to the end, or a judge of single events sees it
                 )
-        self.sched.after_step = self._look_at_users
+        self.sched.after_step = silently(self.sched, self._look_at_users)
         fields = SharedFields(self.sched, self._race, shootdown=file.scenario.shootdown)
         watch_fields(kernel, fields)
         self.run = ScenarioRun(self.machine, file, lingering=True)
@@ -181,19 +181,6 @@ class Explored:
 
     def _look_at_users(self) -> None:
         """Whoever runs user code may use what its TLB holds, now."""
-        outer, self.sched.silent = self.sched.silent, True
         for cpu in self.machine.kernel.cpus:
             if self.sched.in_user_mode(cpu):
                 self.sanitizer.to_user(cpu)
-        self.sched.silent = outer
-
-
-def _silent(sched: ExploringSched, event: Callable[..., None]) -> Callable[..., None]:
-    """``event``, which only looks: what its observers read is no operation."""
-
-    def tell(*args: object) -> None:
-        before, sched.silent = sched.silent, True
-        event(*args)
-        sched.silent = before
-
-    return tell

@@ -15,6 +15,7 @@ forgotten it is caught in this one execution. Without it CPUs only hold what pro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from polymmu.hardware.cpu import Cpu, Watcher
@@ -107,27 +108,31 @@ class WatchedCode(UserCode):
         return {place: entry for _, place, entry in path}
 
 
+def silently(sched: ExploringSched, function: Callable[..., None]) -> Callable[..., None]:
+    """``function``, which only looks: what it reads is no operation."""
+
+    def look(*args: object) -> None:
+        outer, sched.silent = sched.silent, True
+        function(*args)
+        sched.silent = outer
+
+    return look
+
+
 class FlushWatcher:
     """Tells that a CPU's TLB changes, and goes on to whoever else watches."""
 
     def __init__(self, sched: ExploringSched, other: Watcher) -> None:
         self.sched = sched
-        self.other = other
+        self.before = silently(sched, other.before_invalidate)
+        self.after_invalidate = silently(sched, other.after_invalidate)
 
     def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
         """See ``Watcher``."""
         if self.sched.buffers is not None:
             self.sched.point("flush", cpu)
         self.sched.did(Mode.WRITE, ("tlb", cpu.index))
-        outer, self.sched.silent = self.sched.silent, True
-        self.other.before_invalidate(cpu, asid, start, end)
-        self.sched.silent = outer
-
-    def after_invalidate(self, cpu: Cpu, dropped: int) -> None:
-        """See ``Watcher``."""
-        outer, self.sched.silent = self.sched.silent, True
-        self.other.after_invalidate(cpu, dropped)
-        self.sched.silent = outer
+        self.before(cpu, asid, start, end)
 
 
 def watch(
@@ -147,6 +152,8 @@ def watch(
     for cpu in kernel.cpus:
         assert cpu.watcher is not None
         cpu.watcher = FlushWatcher(sched, cpu.watcher)
+        if cpu.to_user is not None:
+            cpu.to_user = silently(sched, cpu.to_user)
         cpu.__class__ = WatchedCpu
         watched = cast(WatchedCpu, cpu)
         watched.sched, watched.shootdown = sched, shootdown
@@ -175,14 +182,15 @@ def _visible(
         for page in range(n):
             everybody_fetches(mm, addr + (page << shift))
 
-    def everybody_fetches(mm: mm_struct, addr: int) -> None:
+    def everybody_fetches(mm: mm_struct, addr: int, *, is_table: bool = False) -> None:
         for cpu in kernel.cpus:
             if shootdown:
                 sched.did(Mode.READ, ("root", cpu.index))
             if cpu.space == mm.serial:
                 if shootdown:
                     sched.did(Mode.ADD, ("tlb", cpu.index))
-                cpu.speculate(addr)
+                fetch = cpu.speculate_tables if is_table and shootdown else cpu.speculate
+                fetch(addr)
 
     def set_pte(mm: mm_struct, addr: int, ptep: int, values: Any) -> None:
         if sched.buffers is not None and len(values) > 1:
@@ -211,7 +219,8 @@ def _visible(
     def clear_entry(mm: mm_struct, level: int, addr: int, entry: int) -> None:
         sched.point("write", entry)
         if speculate and sched.runs_tasks:
-            everybody_fetches(mm, addr)
+            everybody_fetches(mm, addr, is_table=True)
+            sched.before_drain = partial(everybody_fetches, mm, addr, is_table=True)
         ops.clear_entry(mm, level, addr, entry)
 
     def populate(mm: mm_struct, level: int, addr: int, entry: int, table: int) -> None:

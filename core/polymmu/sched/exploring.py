@@ -183,6 +183,8 @@ class ExploringSched(TaskSched):
         """Whoever only looks does so now: nothing is an operation."""
         self.buffers: StoreBuffers | None = None
         """None: sequential consistency."""
+        self.before_drain: Callable[[], None] | None = None
+        """What else may happen just before the next store is drained."""
         self._next_is_atomic = False
         self._half: tuple[str, Hashable] | None = None
         """A field that was read, or is or was changed, by the operation in progress and nothing else since."""
@@ -401,6 +403,7 @@ class ExploringSched(TaskSched):
     def store(self, what: Hashable, write: Callable[[], Undo], mode: Mode = Mode.WRITE) -> None:
         """The operation in progress changes ``what``: ``write`` happens now, or when it is drained."""
         buffers, cpu = self.buffers, self.cpu
+        first, self.before_drain = self.before_drain, None
         if buffers is None or self._atomic or self.context.is_barrier or self._dying:
             if not self.is_at("write", what):
                 self._did.append((what, mode))
@@ -414,6 +417,8 @@ class ExploringSched(TaskSched):
                 self._did.append((("stored", follows), Mode.AWAIT))
             self._did.append((("stored", task.key), Mode.SIGNAL))
             self._did.append((what, mode))
+            if first is not None:
+                first()
             buffers.drain(cpu.index)
 
         task = self._on_top("drain", cpu, what, drain)
