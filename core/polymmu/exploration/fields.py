@@ -98,8 +98,9 @@ class SharedFields:
             field: _owned(self, kind, name, field)
             if rule.owned
             else _property(self, kind, f"{name}.{field}", field, rule)
-            for field, rule in rules.items()
             if self.shootdown or not rule.shootdown
+            else _passed_over(self, kind, field)
+            for field, rule in rules.items()
         }
 
     def holds(self, lock: Lock, to_write: bool) -> bool:
@@ -138,6 +139,21 @@ def _owned(fields: SharedFields, kind: type, name: str, field: str) -> property:
         member.__set__(thing, value)
 
     return property(member.__get__, put)
+
+
+def _passed_over(fields: SharedFields, kind: type, field: str) -> property:
+    """A field that is not looked at here. ``sched.atomic()`` was about it, not about the next one."""
+    member = getattr(kind, field)
+
+    def get(thing: object) -> Any:
+        fields.sched.not_atomic()
+        return member.__get__(thing)
+
+    def put(thing: object, value: object) -> None:
+        fields.sched.not_atomic()
+        member.__set__(thing, value)
+
+    return property(get, put)
 
 
 def _property(fields: SharedFields, kind: type, name: str, field: str, rule: Rule) -> property:
