@@ -37,8 +37,8 @@ class Context:
     """An mm's. ``attach_count``: CPUs that have it loaded. ``flush_mm``: a flush is owed. ``pgtable_list``:
     frames with a page-table fragment to give (``tables``)."""
 
-    attach_count: int = shared(0, shootdown=True)
-    flush_mm: bool = shared(False, shootdown=True)
+    attach_count: int = attrs.field(default=0, metadata=shared(shootdown=True))
+    flush_mm: bool = attrs.field(default=False, metadata=shared(shootdown=True))
     pgtable_list: list[int] = attrs.field(factory=list[int])
 
 

@@ -58,7 +58,7 @@ class Context:
     """An mm's: ``serial`` never repeats, so a reused mm_struct is not taken for its predecessor."""
 
     serial: int
-    tlb_gen: int = shared(1, shootdown=True)
+    tlb_gen: int = attrs.field(default=1, metadata=shared(shootdown=True))
 
 
 @attrs.define(eq=False)
@@ -69,8 +69,8 @@ class CpuState:
     and without PCIDs there is slot 0 alone.
     """
 
-    loaded: mm_struct | None = shared(None, shootdown=True)
-    is_lazy: bool = shared(False, shootdown=True)
+    loaded: mm_struct | None = attrs.field(default=None, metadata=shared(shootdown=True))
+    is_lazy: bool = attrs.field(default=False, metadata=shared(shootdown=True))
     slot: int = 0
     owner: list[int] = attrs.field(factory=lambda: [-1] * NR_DYN_ASIDS)
     mapped_tables: list[int] = attrs.field(factory=list[int])
@@ -254,8 +254,8 @@ class LazyMask(Shootdown):
         self.ask(mm, mm.cpu_mask, act, cost)
 
     def barrier(self) -> None:
-        """Whoever is not in the mask yet will see the tables as they are now: an entry of an upper level is cleared by a
-        plain store, and might be seen later than the mask is read (Linux 4.5)."""
+        """Whoever is not in the mask yet will see the tables as they are now: an entry of an upper level is cleared by
+        a plain store, which might be seen after the mask is read (Linux 4.5)."""
         self.kernel.sched.smp_mb()
 
 

@@ -152,8 +152,9 @@ class ArchOps(Protocol):
     def memory_model(self, section: Any) -> str:
         """Called when a scenario is explored. What CPUs may see of each other's stores: ``tso`` or ``weak``.
 
-        ``tso``: a CPU's store may be seen by others after its own later loads, and nothing else is out of order. ``weak``:
-        more than that, which is not modelled. Wrong: ``explore --memory-model tso`` proves what hardware does not keep.
+        ``tso``: a CPU's store may be seen by others after its own later loads, and nothing else is out of order.
+        ``weak``: more than that, which is not modelled. Wrong: ``explore --memory-model tso`` proves what hardware
+        does not keep.
         """
         ...
 

@@ -253,10 +253,10 @@ class address_space:
     unmap_mutex: Mutex
     i_mmap: VmaTree
     generation: int = 0
-    host: File | None = owned(None)
-    pages: SortedDict = owned(factory=SortedDict)
+    host: File | None = attrs.field(default=None, metadata=owned())
+    pages: SortedDict = attrs.field(factory=SortedDict, metadata=owned())
     i_mmap_nonlinear: dict[int, vm_area_struct] = attrs.field(factory=dict)
-    truncate_count: int = shared(0, guard=lambda mapping: mapping.i_mmap_lock)
+    truncate_count: int = attrs.field(default=0, metadata=shared(guard=lambda mapping: mapping.i_mmap_lock))
 
 
 @attrs.define(eq=False, slots=True)
@@ -269,7 +269,7 @@ class File:
     """
 
     name: str
-    size: int = shared(guard=lambda file: file.mapping.i_mutex)
+    size: int = attrs.field(metadata=shared(guard=lambda file: file.mapping.i_mutex))
     mapping: address_space
     references: int = 1
     anonymous: bool = False
@@ -344,10 +344,15 @@ class vm_area_struct:
     vm_pgoff: int = 0
     vm_file: File | None = None
     anon_vma: anon_vma | None = None
-    vm_truncate_count: int = shared(0, guard=_guard_of_count)
+    vm_truncate_count: int = attrs.field(default=0, metadata=shared(guard=_guard_of_count))
     vm_private_data: Any = None
     vm_next: vm_area_struct | None = None
     vm_prev: vm_area_struct | None = None
+
+
+def _mmap_lock_of(mm: mm_struct) -> RwSem | None:
+    """None for an mm that nobody runs: a fork's child that is being made, or what is torn down."""
+    return mm.mmap_lock if mm.mm_users and mm in mm.kernel.active_mm else None
 
 
 @attrs.define(eq=False, slots=True)
@@ -371,14 +376,14 @@ class mm_struct:
     pgd: int = 0
     layout: RadixLayout = None  # type: ignore[assignment]  # set by mm_alloc
     vmas: SortedDict = attrs.field(factory=SortedDict)
-    mmap: vm_area_struct | None = None
+    mmap: vm_area_struct | None = attrs.field(default=None, metadata=shared(guard=_mmap_lock_of, strict=True))
     mmap_cache: vm_area_struct | None = None
-    map_count: int = 0
+    map_count: int = attrs.field(default=0, metadata=shared(guard=_mmap_lock_of, strict=True))
     task_size: int = 0
     mmap_base: int = 0
     free_area_cache: int = 0
     cached_hole_size: int = 0
-    total_vm: int = 0
+    total_vm: int = attrs.field(default=0, metadata=shared(guard=_mmap_lock_of, strict=True))
     anon_rss: int = 0
     file_rss: int = 0
     swapents: int = 0
@@ -388,13 +393,13 @@ class mm_struct:
     start_brk: int = 0
     brk: int = 0
     start_stack: int = 0
-    mm_users: int = shared(0)
+    mm_users: int = attrs.field(default=0, metadata=shared())
     mm_count: int = 0
-    cpu_mask: int = shared(0, shootdown=True)
-    tlb_flush_pending: int = shared(0, shootdown=True)
+    cpu_mask: int = attrs.field(default=0, metadata=shared(shootdown=True))
+    tlb_flush_pending: int = attrs.field(default=0, metadata=shared(shootdown=True))
     notifiers: list[Any] = attrs.field(factory=list)
     exe_file: File | None = None
-    context: Any = owned(None)
+    context: Any = attrs.field(default=None, metadata=owned())
     last_cpu: int = 0
 
 

@@ -24,7 +24,8 @@ DEPTH = 4
 
 
 class Runner:
-    """Programs of ("store", word, value), ("load", word), ("mb",), ("add", word), ("locked", word): add below a lock."""
+    """Programs of ("store", word, value), ("load", word), ("mb",), ("add", word) and ("locked", word), which adds below
+    a lock."""
 
     def __init__(self, program: Program, depth: int = DEPTH) -> None:
         self.program = program
@@ -147,7 +148,10 @@ def test_a_load_never_sees_what_a_later_store_caused(depth: int) -> None:
 
 def test_a_cpu_sees_its_own_store_before_others_do() -> None:
     """n6, and its symmetric form: each reads its own store, and not yet the other's."""
-    both = ((("store", "x", 1), ("load", "x"), ("load", "y")), (("store", "y", 1), ("load", "y"), ("load", "x")))
+    both = (
+        (("store", "x", 1), ("load", "x"), ("load", "y")),
+        (("store", "y", 1), ("load", "y"), ("load", "x")),
+    )
     assert ((1, 0), (1, 0)) in outcomes(both)
     assert ((1, 0), (1, 0)) not in outcomes(both, depth=0)
     n6: Program = ((("store", "x", 1), ("load", "x"), ("load", "y")), (("store", "y", 2), ("store", "x", 2)))
@@ -182,9 +186,11 @@ def test_a_full_buffer_makes_the_next_store_wait() -> None:
 
 
 # ------------------------------------------------------------------ against a machine of its own
+State = tuple[Any, ...]
+
+
 def machine(program: Program, depth: int) -> set[object]:
     """Every outcome, by walking through every state: where each task is, what it saw, its buffer, and memory."""
-    State = tuple[Any, ...]
     start: State = (
         tuple((0, (), ()) for _ in program),
         tuple((word, 0) for word in "xyz"),
@@ -212,10 +218,11 @@ def machine(program: Program, depth: int) -> set[object]:
             elif kind == "mb" and not buffer:
                 yield with_task(n, (at + 1, seen, buffer))
             elif kind == "add" and not buffer:
-                value = words[what[0]] + 10
-                while program[n][at + 1 : at + 2] == (("load", what[0]),):  # what an atomic change gave
-                    at, seen = at + 1, (*seen, value)
-                yield with_task(n, (at + 1, seen, buffer), {**words, what[0]: value})
+                value, then = words[what[0]] + 10, at + 1
+                while program[n][then : then + 1] == (("load", what[0]),):  # what an atomic change gave
+                    then += 1
+                given = (value,) * (then - at - 1)
+                yield with_task(n, (then, (*seen, *given), buffer), {**words, what[0]: value})
 
     while todo:
         state = todo.pop()
@@ -256,8 +263,8 @@ def agrees(seed: int) -> bool:
 
 
 def test_the_search_agrees_with_another_machine_and_with_brute_force_on_random_programs() -> None:
-    judged = [agrees(seed) for seed in range(150)]
-    assert sum(judged) >= 50
+    judged = [agrees(seed) for seed in range(100)]
+    assert sum(judged) >= 40
 
 
 @pytest.mark.long

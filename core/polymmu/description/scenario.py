@@ -318,11 +318,15 @@ class Scenario:
     )
     shootdown: bool = field(
         default=False,
-        metadata=doc("explore the words by which CPUs agree on flushes, too: masks, generations, what is loaded"),
+        metadata=doc(
+            "explore the words by which CPUs agree on flushes, too: masks, generations, what is loaded"
+        ),
     )
     memory_model: str = field(
         default="sc",
-        metadata=doc("sc (sequential consistency), or tso (store buffers) for the explorer", choices=("sc", "tso")),
+        metadata=doc(
+            "sc (sequential consistency), or tso (store buffers) for the explorer", choices=("sc", "tso")
+        ),
     )
     expect: str = field(default="clean", metadata=doc("what must come of it", choices=("clean",)))
 

@@ -69,7 +69,9 @@ def explore(
     file = scenario if isinstance(scenario, ScenarioFile) else load_scenario(str(scenario))
     if machine is None:
         machine = _plain_machine(file)
-    program = Explored(machine, file, sets=sets, variant=variant, speculate=speculate, memory_model=memory_model)
+    program = Explored(
+        machine, file, sets=sets, variant=variant, speculate=speculate, memory_model=memory_model
+    )
     verdict = search(program, strategy, limits=limits, seed=seed, tell=progress)
     if verdict.schedule is not None and verdict.outcome is not None:
         schedule = verdict.schedule

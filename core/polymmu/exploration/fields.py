@@ -26,7 +26,10 @@ from polymmu.sched.shared import Rule, rules_of
 from polymmu.slab import Slab
 from polymmu.structs import address_space, anon_vma, mm_struct, vm_area_struct
 
-__all__ = ["SharedFields"]
+__all__ = ["SharedFields", "watch_fields"]
+
+NOT_THE_ARCHS = mm_struct, vm_area_struct, address_space, anon_vma
+"""An arch may name them; they are met elsewhere."""
 
 
 class SharedFields:
@@ -78,11 +81,11 @@ class SharedFields:
             for key, each in state.items():
                 self.adopt_arch(each, f"{name}[{key}]")
         elif not isinstance(state, type) and type(state) not in self._ours:
-            fields = vars(state) if hasattr(state, "__dict__") else _attributes(state)
-            for key, each in fields.items():
-                if isinstance(each, (list, tuple, dict)) or rules_of(type(each)):
-                    if not isinstance(each, (mm_struct, vm_area_struct, address_space, anon_vma)):
-                        self.adopt_arch(each, f"{name}.{key}")
+            for key, each in _attributes(state).items():
+                if isinstance(each, (list, tuple, dict)) or (
+                    rules_of(type(each)) and not isinstance(each, NOT_THE_ARCHS)
+                ):
+                    self.adopt_arch(each, f"{name}.{key}")
 
     def _subclass(self, kind: type, name: str, contents: Callable[[], dict[str, Any]]) -> type:
         found = self._kinds.get((kind, name))
@@ -112,6 +115,15 @@ class SharedFields:
         lockdep = self.sched.lockdep
         return lockdep is None or lockdep.holds(lock)
 
+    def guard_of(self, rule: Rule, thing: object) -> Lock | None:
+        """Who guards a field of ``thing``; finding that out is no operation."""
+        if rule.guard is None:
+            return None
+        outer, self.sched.silent = self.sched.silent, True
+        lock = rule.guard(thing)
+        self.sched.silent = outer
+        return lock
+
     def check(self, lock: Lock, what: str, to_write: bool) -> None:
         """Complain if the guard is missing."""
         if not self.holds(lock, to_write):
@@ -126,7 +138,14 @@ def watch_fields(kernel: ArchKernel, fields: SharedFields) -> None:
 
 
 def _attributes(thing: object) -> dict[str, Any]:
-    return {each.name: getattr(thing, each.name) for each in attrs.fields(type(thing))} if attrs.has(type(thing)) else {}
+    names = (
+        attrs.fields_dict(type(thing))
+        if attrs.has(type(thing))
+        else vars(thing)
+        if hasattr(thing, "__dict__")
+        else ()
+    )
+    return {name: getattr(thing, name) for name in names}
 
 
 def _owned(fields: SharedFields, kind: type, name: str, field: str) -> property:
@@ -161,11 +180,11 @@ def _property(fields: SharedFields, kind: type, name: str, field: str, rule: Rul
     member = getattr(kind, field)
     raw: Callable[[object], Any] = member.__get__
     put_raw: Callable[[object, Any], None] = member.__set__
-    sched, guard = fields.sched, rule.guard
+    sched = fields.sched
 
     def get(thing: object) -> Any:
         if sched.watches:
-            lock = guard(thing) if guard is not None else None
+            lock = fields.guard_of(rule, thing)
             if rule.strict:
                 if lock is not None:
                     fields.check(lock, name, to_write=False)
@@ -177,7 +196,7 @@ def _property(fields: SharedFields, kind: type, name: str, field: str, rule: Rul
         if not sched.watches:
             put_raw(thing, value)
             return
-        lock = guard(thing) if guard is not None else None
+        lock = fields.guard_of(rule, thing)
         if lock is not None:
             fields.check(lock, name, to_write=True)
         if rule.strict:

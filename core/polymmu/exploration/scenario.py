@@ -93,7 +93,13 @@ class Explored:
             kernel.free.nr[cpu.index] = FRAMES
             kernel.free.bump += FRAMES
         assert isinstance(self.machine.vectors, TimedVectors)
-        watch(kernel, self.sched, self.machine.vectors.programs, speculate=speculate, shootdown=file.scenario.shootdown)
+        watch(
+            kernel,
+            self.sched,
+            self.machine.vectors.programs,
+            speculate=speculate,
+            shootdown=file.scenario.shootdown,
+        )
         assert self.machine.sanitizer is not None
         self.sanitizer = self.machine.sanitizer
         # Counters and audits are nobody's business here: the referee alone listens.

@@ -49,15 +49,15 @@ class WatchedRam(Ram):
         return super().read_entry(pa, nbytes, order)
 
     def write_entry(self, pa: int, nbytes: int, order: str, entry: int) -> None:
-        sched, plain = self.sched, super()
+        sched = self.sched
         if not sched.watches:
-            plain.write_entry(pa, nbytes, order, entry)
+            Ram.write_entry(self, pa, nbytes, order, entry)
             return
 
         def write() -> Callable[[], None]:
-            before = plain.read_entry(pa, nbytes, order)
-            plain.write_entry(pa, nbytes, order, entry)
-            return lambda: plain.write_entry(pa, nbytes, order, before)
+            before = Ram.read_entry(self, pa, nbytes, order)
+            Ram.write_entry(self, pa, nbytes, order, entry)
+            return lambda: Ram.write_entry(self, pa, nbytes, order, before)
 
         if not sched.is_at("write", pa):
             sched.point("write", pa)

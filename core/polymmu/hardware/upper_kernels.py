@@ -1,4 +1,4 @@
-"""What a walk that ended at an entry without a page may leave behind: the tables on the way, in paging-structure caches."""
+"""What a walk that came to no page may leave behind: the tables on its way, in paging-structure caches."""
 
 from __future__ import annotations
 

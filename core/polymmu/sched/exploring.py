@@ -8,9 +8,9 @@ A task is not offered while it could not go on: its lock is held, what it waits 
 interrupts off (for a handler), another task is on its CPU. Interrupts and RCU callbacks are tasks of their own that
 their cause makes, and one operation each. Nobody spins here, and no lock is handed over: whoever is picked takes it.
 
-With store buffers (``buffers``) what a CPU stores is seen by others when it is *drained*: a pseudo-task too, one operation per
-store. Atomic operations, locks taken, interrupts and loads of a root wait until the CPU's own buffer is empty; giving a
-spinlock back is a plain store.
+With store buffers (``buffers``) what a CPU stores is seen by others when it is *drained*: a pseudo-task too, one
+operation per store. Atomic operations, locks taken, interrupts and loads of a root wait until the CPU's own buffer is
+empty; giving a spinlock back is a plain store.
 
 One ``run`` is one execution. Greenlets are kept from run to run, for making one costs more than a short execution.
 
@@ -138,7 +138,19 @@ _MODES: Mapping[str, Mode] = {
 
 
 BARRIERS = frozenset(
-    {"lock", "trylock", "read_lock", "read_unlock", "asleep", "ipi", "interrupt", "grace", "load_root", "flush", "smp_mb"}
+    {
+        "lock",
+        "trylock",
+        "read_lock",
+        "read_unlock",
+        "asleep",
+        "ipi",
+        "interrupt",
+        "grace",
+        "load_root",
+        "flush",
+        "smp_mb",
+    }
 )
 """Operations that are full barriers, or made of instructions that are. So is giving back any lock but a spinlock."""
 
@@ -356,7 +368,7 @@ class ExploringSched(TaskSched):
             task.kind, task.what = kind, what
             if self.buffers is not None:
                 task.is_barrier = (
-                    self._next_is_atomic or kind in BARRIERS or (kind == "unlock" and not what.spins)
+                    self._next_is_atomic or kind in BARRIERS or (kind == "unlock" and not task.what.spins)
                 )
                 task.stores = not task.is_barrier and kind in ("write", "unlock")
             if self.tells_places:
@@ -380,7 +392,7 @@ class ExploringSched(TaskSched):
             self._half = "read", what
 
     def write(self, what: Hashable, write: Callable[[], Undo]) -> None:
-        """Change ``what``: ``write`` does so, and returns how to take it back. Who has just read it does both in one."""
+        """Change ``what``: ``write`` does so, and returns how to take it back. Who just read it does both in one."""
         if self._half == ("changes", what) or self._next_is_atomic:
             if self._next_is_atomic:
                 self.point("update", what)

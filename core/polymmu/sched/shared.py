@@ -1,6 +1,6 @@
 """Fields that other CPUs use, and what keeps them in order: said once, beside the field.
 
-    truncate_count: int = shared(0, guard=lambda mapping: mapping.i_mmap_lock)
+    truncate_count: int = attrs.field(default=0, metadata=shared(guard=lambda mapping: mapping.i_mmap_lock))
 
 Code reads and writes such a field as any other. Nobody looks at what is said here but the explorer, under which every
 access to the field becomes an operation that others may come before (``exploration.fields``); elsewhere it costs
@@ -42,19 +42,14 @@ class Rule:
     owned: bool = False
 
 
-def shared(
-    default: Any = attrs.NOTHING, *, guard: Guard | None = None, strict: bool = False, shootdown: bool = False
-) -> Any:
-    """A field of an attrs class that other CPUs use."""
-    return attrs.field(default=default, metadata={KEY: Rule(guard, strict, shootdown)})
+def shared(*, guard: Guard | None = None, strict: bool = False, shootdown: bool = False) -> dict[str, Rule]:
+    """Metadata of an attrs field that other CPUs use."""
+    return {KEY: Rule(guard, strict, shootdown)}
 
 
-def owned(default: Any = attrs.NOTHING, *, factory: Callable[[], Any] | None = None) -> Any:
-    """A field whose value belongs to the object, and has fields or entries that other CPUs use."""
-    rule = {KEY: Rule(owned=True)}
-    if factory is not None:
-        return attrs.field(factory=factory, metadata=rule)
-    return attrs.field(default=default, metadata=rule)
+def owned() -> dict[str, Rule]:
+    """Metadata of a field whose value belongs to the object, and has fields or entries that other CPUs use."""
+    return {KEY: Rule(owned=True)}
 
 
 def rules_of(kind: type) -> dict[str, Rule]:
