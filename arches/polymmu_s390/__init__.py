@@ -155,6 +155,12 @@ def huge_protections() -> tuple[int, ...]:
 
 
 @hookimpl
+def memory_model() -> str:
+    """Stores are seen in order; only a store and a later load may change places."""
+    return "tso"
+
+
+@hookimpl
 def byte_order() -> str:
     return "big"
 

@@ -17,7 +17,17 @@ from __future__ import annotations
 import attrs
 import numpy as np
 
-from polymmu.arch import ArchKernel, Cpu, EntryRun, defaults, hookimpl, mm_struct, mmu_gather, vm_area_struct
+from polymmu.arch import (
+    ArchKernel,
+    Cpu,
+    EntryRun,
+    defaults,
+    hookimpl,
+    mm_struct,
+    mmu_gather,
+    shared,
+    vm_area_struct,
+)
 from polymmu_s390.dat import ENTRY_INVALID, PROTECT, PTE_INVALID
 from polymmu_s390.formats import designation
 
@@ -27,8 +37,8 @@ class Context:
     """An mm's. ``attach_count``: CPUs that have it loaded. ``flush_mm``: a flush is owed. ``pgtable_list``:
     frames with a page-table fragment to give (``tables``)."""
 
-    attach_count: int = 0
-    flush_mm: bool = False
+    attach_count: int = attrs.field(default=0, metadata=shared(shootdown=True))
+    flush_mm: bool = attrs.field(default=False, metadata=shared(shootdown=True))
     pgtable_list: list[int] = attrs.field(factory=list[int])
 
 
@@ -51,10 +61,14 @@ def load(cpu: Cpu, mm: mm_struct) -> None:
 @hookimpl
 def switch_mm(cpu: Cpu, prev: mm_struct | None, following: mm_struct) -> None:
     """Load the new designation; pay what the mm owes."""
+    sched = following.kernel.sched
+    sched.atomic()
     following.cpu_mask |= 1 << cpu.index
     load(cpu, following)
     if prev is not None:
+        sched.atomic()
         context_of(prev).attach_count -= 1
+    sched.atomic()
     context_of(following).attach_count += 1
     flush_tlb_mm(following)
 

@@ -109,6 +109,12 @@ def address_limits(section: Sparc64Config) -> AddressLimits:
 
 
 @hookimpl
+def memory_model() -> str:
+    """Stores are seen in order; only a store and a later load may change places."""
+    return "tso"
+
+
+@hookimpl
 def byte_order() -> str:
     return "big"
 

@@ -292,6 +292,7 @@ def pte_unmap(mm: mm_struct, table: int) -> None:
 
 
 decode_fault = family.decode_fault
+memory_model = family.memory_model
 init_new_context = family.init_new_context
 switch_mm = family.switch_mm
 enter_lazy_tlb = family.enter_lazy_tlb

@@ -13,6 +13,12 @@ def decode_fault(code: int) -> FaultInfo:
 
 
 @hookimpl
+def memory_model() -> str:
+    """Stores leave a CPU in order, behind its later loads (SDM: processor ordering)."""
+    return "tso"
+
+
+@hookimpl
 def init_new_context(mm: mm_struct) -> None:
     mm.context = Context(serial=mm.serial)
 

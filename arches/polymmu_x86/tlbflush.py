@@ -23,10 +23,12 @@ from typing import Protocol
 
 import attrs
 
-from polymmu.arch import ArchKernel, Cpu, doc, mm_struct
+from polymmu.arch import ArchKernel, Cpu, doc, mm_struct, shared
 
 NR_DYN_ASIDS = 6
 GENERATIONS, LAZY_MASK = "generations", "lazy-mask"
+NO_BARRIER, CULLED = "lazy-mask-2015", "generations-culled"
+"""Known to be wrong (73, 78)."""
 
 
 class Section(Protocol):
@@ -43,9 +45,10 @@ class Section(Protocol):
 def shootdown_key() -> str:
     """The key that chooses between the two."""
     text = "who is interrupted: by tlb_gen (Linux 4.13 on), or by a mask that lazy CPUs leave (2.6)"
+    wrong = f"known to be wrong: {NO_BARRIER} (73), {CULLED} (78)"
     key: str = attrs.field(
         default=GENERATIONS,
-        metadata=doc(f"{GENERATIONS} or {LAZY_MASK}; {text}", choices=(GENERATIONS, LAZY_MASK)),
+        metadata=doc(f"{GENERATIONS} or {LAZY_MASK}; {text}; {wrong}", choices=tuple(PROTOCOLS)),
     )
     return key
 
@@ -55,7 +58,7 @@ class Context:
     """An mm's: ``serial`` never repeats, so a reused mm_struct is not taken for its predecessor."""
 
     serial: int
-    tlb_gen: int = 1
+    tlb_gen: int = attrs.field(default=1, metadata=shared(shootdown=True))
 
 
 @attrs.define(eq=False)
@@ -66,8 +69,8 @@ class CpuState:
     and without PCIDs there is slot 0 alone.
     """
 
-    loaded: mm_struct | None = None
-    is_lazy: bool = False
+    loaded: mm_struct | None = attrs.field(default=None, metadata=shared(shootdown=True))
+    is_lazy: bool = attrs.field(default=False, metadata=shared(shootdown=True))
     slot: int = 0
     owner: list[int] = attrs.field(factory=lambda: [-1] * NR_DYN_ASIDS)
     mapped_tables: list[int] = attrs.field(factory=list[int])
@@ -120,15 +123,18 @@ class Generations(Shootdown):
                 self.forget_all(cpu, following)
             return
         bit = 1 << cpu.index
+        self.kernel.sched.atomic()
         following.cpu_mask |= bit
         slot, stale = self.choose_new_asid(state, context)
-        state.slot, state.loaded = slot, following
+        state.slot = slot
         if self.section.pcid:
             cpu.load_root(following.pgd, asid=slot + 1, space=following.serial)
         if stale:
             state.tlb_gen[slot] = context.tlb_gen
             self.forget_all(cpu, following)
+        state.loaded = following
         if left is not None:  # after CR3 has gone over (2.6.38): out of the mask it would miss a flush
+            self.kernel.sched.atomic()
             left.cpu_mask &= ~bit
 
     def choose_new_asid(self, state: CpuState, context: Context) -> tuple[int, bool]:
@@ -159,16 +165,22 @@ class Generations(Shootdown):
         pages = (end - start) // page_size if end else 0
         whole = not 0 < pages <= self.section.single_page_flush_ceiling
         context: Context = mm.context
+        self.kernel.sched.atomic()
         context.tlb_gen += 1
         new = context.tlb_gen
-        mask = mm.cpu_mask
-        if not freed_tables:
-            mask &= ~sum(1 << index for index, state in enumerate(self.cpus) if state.is_lazy)
+        mask = self.whom(mm, freed_tables)
 
         def act(cpu: Cpu) -> None:
             self.flush_tlb_func(cpu, mm, new, start, 0 if whole else end)
 
         self.ask(mm, mask, act, costs.flush_all if whole else costs.flush_page * pages)
+
+    def whom(self, mm: mm_struct, freed_tables: bool) -> int:
+        """The CPUs to ask."""
+        mask = mm.cpu_mask
+        if not freed_tables:
+            mask &= ~sum(1 << index for index, state in enumerate(self.cpus) if state.is_lazy)
+        return mask
 
     def flush_page(self, mm: mm_struct, addr: int) -> None:
         """One page."""
@@ -204,13 +216,16 @@ class LazyMask(Shootdown):
         self.cpus[cpu.index].is_lazy = False
         if prev is following and following.cpu_mask & bit:
             return
+        self.kernel.sched.atomic()
         following.cpu_mask |= bit
         self.load_cr3(cpu, following)
         if prev is not None and prev is not following:  # after CR3 has gone over (2.6.38)
+            self.kernel.sched.atomic()
             prev.cpu_mask &= ~bit
 
     def leave_mm(self, cpu: Cpu, mm: mm_struct) -> None:
         """A lazy CPU goes over to the kernel's own tables: no flush of ``mm`` concerns it any more."""
+        self.kernel.sched.atomic()
         mm.cpu_mask &= ~(1 << cpu.index)
         assert self.kernel.init_mm is not None
         self.load_cr3(cpu, self.kernel.init_mm)
@@ -235,13 +250,41 @@ class LazyMask(Shootdown):
             else:
                 self.load_cr3(cpu, mm)
 
+        self.barrier()
         self.ask(mm, mm.cpu_mask, act, cost)
+
+    def barrier(self) -> None:
+        """Whoever is not in the mask yet will see the tables as they are now: an entry of an upper level is cleared by
+        a plain store, which might be seen after the mask is read (Linux 4.5)."""
+        self.kernel.sched.smp_mb()
+
+
+class NoBarrier(LazyMask):
+    """73: the mask is read while the entry that was cleared is still in the store buffer."""
+
+    def barrier(self) -> None:
+        """Left out."""
+
+
+class Culled(Generations):
+    """78: who has not the mm loaded is not asked, also if it is just about to load it."""
+
+    def whom(self, mm: mm_struct, freed_tables: bool) -> int:
+        loaded = sum(1 << index for index, state in enumerate(self.cpus) if state.loaded is mm)
+        return super().whom(mm, freed_tables) & loaded
+
+
+PROTOCOLS: dict[str, type[Generations | LazyMask]] = {
+    GENERATIONS: Generations,
+    LAZY_MASK: LazyMask,
+    NO_BARRIER: NoBarrier,
+    CULLED: Culled,
+}
 
 
 def protocol_of(kernel: ArchKernel) -> Generations | LazyMask:
     """The machine's, made at the first use."""
     if kernel.arch_state is None:
-        chosen = LazyMask if kernel.description.section.shootdown == LAZY_MASK else Generations
-        kernel.arch_state = chosen(kernel)
+        kernel.arch_state = PROTOCOLS[kernel.description.section.shootdown](kernel)
     protocol: Generations | LazyMask = kernel.arch_state
     return protocol

@@ -37,7 +37,7 @@ from polymmu_x86.entries import (
     fault_codes,
     protections,
 )
-from polymmu_x86.tlbflush import LAZY_MASK, shootdown_key
+from polymmu_x86.tlbflush import LAZY_MASK, NO_BARRIER, shootdown_key
 
 GIB = 1 << 30
 
@@ -100,7 +100,7 @@ def summary() -> str:
 
 @hookimpl
 def boot_registers(section: X86_64Config) -> dict[str, int]:
-    if section.pcid and section.shootdown == LAZY_MASK:
+    if section.pcid and section.shootdown in (LAZY_MASK, NO_BARRIER):
         raise UserMistake(
             "a mask says nothing of translations kept under a PCID; take `pcid: false`, or generations",
             place="x86_64.shootdown",
@@ -193,6 +193,7 @@ def page_protections(section: X86_64Config, registers: Mapping[str, int]) -> tup
 
 
 decode_fault = family.decode_fault
+memory_model = family.memory_model
 init_new_context = family.init_new_context
 switch_mm = family.switch_mm
 enter_lazy_tlb = family.enter_lazy_tlb

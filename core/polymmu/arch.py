@@ -61,6 +61,7 @@ from polymmu.mm.frames import alloc_page, alloc_pages, free_page, free_pages
 from polymmu.mm.gather import tlb_remove_page, tlb_remove_table
 from polymmu.mm.pgtables import free_pgd_range
 from polymmu.mm.tables import account_table, alloc_entry, find_entry
+from polymmu.sched.shared import owned, shared
 from polymmu.structs import (
     VM_EXEC,
     VM_GROWSDOWN,
@@ -163,8 +164,10 @@ __all__ = [
     "mm_struct",
     "mmu_gather",
     "ordinal_of",
+    "owned",
     "pointer_at",
     "read_entry",
+    "shared",
     "space_of",
     "start_of_walk",
     "step",

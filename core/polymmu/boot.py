@@ -162,6 +162,7 @@ class Program:
     def _hold(self, mm: mm_struct | None) -> None:
         self.mm = mm
         if mm is not None:
+            self.kernel.sched.atomic()
             mm.mm_users += 1
 
     def run(self) -> None:

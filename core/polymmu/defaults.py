@@ -44,6 +44,11 @@ def huge_page_sizes(section: Any) -> tuple[int, ...]:
     return ()
 
 
+def memory_model(section: Any) -> str:
+    """Nothing is promised."""
+    return "weak"
+
+
 def byte_order(section: Any) -> str:
     return "little"
 
@@ -376,10 +381,13 @@ def switch_mm(cpu: Cpu, prev: mm_struct | None, following: mm_struct) -> None:
     A CPU that comes back to what it kept lazily has missed no flush."""
     if prev is following:
         return
+    sched = following.kernel.sched
+    sched.atomic()
     following.cpu_mask |= 1 << cpu.index
     cpu.load_root(following.pgd, space=following.serial)
     cpu.invalidate(asid=None, include_global=False, walk_caches="all")
     if prev is not None:
+        sched.atomic()
         prev.cpu_mask &= ~(1 << cpu.index)
 
 

@@ -149,6 +149,16 @@ class ArchOps(Protocol):
         ...
 
     @shape
+    def memory_model(self, section: Any) -> str:
+        """Called when a scenario is explored. What CPUs may see of each other's stores: ``tso`` or ``weak``.
+
+        ``tso``: a CPU's store may be seen by others after its own later loads, and nothing else is out of order.
+        ``weak``: more than that, which is not modelled. Wrong: ``explore --memory-model tso`` proves what hardware
+        does not keep.
+        """
+        ...
+
+    @shape
     def byte_order(self, section: Any) -> str:
         """Called once per machine. ``little`` or ``big``: the order of bytes in a table entry.
 

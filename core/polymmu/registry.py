@@ -245,6 +245,7 @@ PROMISES: dict[str, tuple[Callable[..., bool], str]] = {
         lambda a, *_: isinstance(a, tuple) and set(a) <= {"tables_freed_early", "pages_freed_early"},
         "a tuple of 'tables_freed_early', 'pages_freed_early' or neither is wanted",
     ),
+    "memory_model": (lambda a, *_: a in ("tso", "weak"), "'tso' or 'weak' is wanted"),
     "byte_order": (lambda a, *_: a in ("little", "big"), "'little' or 'big' is wanted"),
     "page_protections": (
         lambda a, *_: isinstance(a, tuple) and len(a) == 16 and all(_is_int(n) for n in a),

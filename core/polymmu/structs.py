@@ -27,6 +27,7 @@ from polymmu.hardware.layout import RadixLayout
 from polymmu.hardware.ram import Frames, Ram
 from polymmu.sched.driver import Sched
 from polymmu.sched.locks import Mutex, RwSem, Spinlock
+from polymmu.sched.shared import owned, shared
 from polymmu.slab import Slab
 
 __all__ = [
@@ -252,10 +253,10 @@ class address_space:
     unmap_mutex: Mutex
     i_mmap: VmaTree
     generation: int = 0
-    host: File | None = None
-    pages: SortedDict = attrs.field(factory=SortedDict)
+    host: File | None = attrs.field(default=None, metadata=owned())
+    pages: SortedDict = attrs.field(factory=SortedDict, metadata=owned())
     i_mmap_nonlinear: dict[int, vm_area_struct] = attrs.field(factory=dict)
-    truncate_count: int = 0
+    truncate_count: int = attrs.field(default=0, metadata=shared(guard=lambda mapping: mapping.i_mmap_lock))
 
 
 @attrs.define(eq=False, slots=True)
@@ -268,7 +269,7 @@ class File:
     """
 
     name: str
-    size: int
+    size: int = attrs.field(metadata=shared(guard=lambda file: file.mapping.i_mutex))
     mapping: address_space
     references: int = 1
     anonymous: bool = False
@@ -316,6 +317,14 @@ class SwapArea:
     read: int = 0
 
 
+def _guard_of_count(vma: vm_area_struct) -> Mutex | Spinlock | None:
+    """Of ``vm_truncate_count``; None for a vma that its file does not know."""
+    mapping = vma.vm_file.mapping if vma.vm_file is not None else None
+    if mapping is None or not (vma.slot in mapping.i_mmap_nonlinear or vma in mapping.i_mmap):
+        return None
+    return mapping.i_mmap_lock
+
+
 @attrs.define(eq=False, slots=True)
 class vm_area_struct:
     """One mapping [vm_start, vm_end) of an mm. ``vm_pgoff``: file page (or, anonymous, virtual page) of its start.
@@ -335,10 +344,15 @@ class vm_area_struct:
     vm_pgoff: int = 0
     vm_file: File | None = None
     anon_vma: anon_vma | None = None
-    vm_truncate_count: int = 0
+    vm_truncate_count: int = attrs.field(default=0, metadata=shared(guard=_guard_of_count))
     vm_private_data: Any = None
     vm_next: vm_area_struct | None = None
     vm_prev: vm_area_struct | None = None
+
+
+def _mmap_lock_of(mm: mm_struct) -> RwSem | None:
+    """None for an mm that nobody runs: a fork's child that is being made, or what is torn down."""
+    return mm.mmap_lock if mm.mm_users and mm in mm.kernel.active_mm else None
 
 
 @attrs.define(eq=False, slots=True)
@@ -362,14 +376,14 @@ class mm_struct:
     pgd: int = 0
     layout: RadixLayout = None  # type: ignore[assignment]  # set by mm_alloc
     vmas: SortedDict = attrs.field(factory=SortedDict)
-    mmap: vm_area_struct | None = None
+    mmap: vm_area_struct | None = attrs.field(default=None, metadata=shared(guard=_mmap_lock_of, strict=True))
     mmap_cache: vm_area_struct | None = None
-    map_count: int = 0
+    map_count: int = attrs.field(default=0, metadata=shared(guard=_mmap_lock_of, strict=True))
     task_size: int = 0
     mmap_base: int = 0
     free_area_cache: int = 0
     cached_hole_size: int = 0
-    total_vm: int = 0
+    total_vm: int = attrs.field(default=0, metadata=shared(guard=_mmap_lock_of, strict=True))
     anon_rss: int = 0
     file_rss: int = 0
     swapents: int = 0
@@ -379,13 +393,13 @@ class mm_struct:
     start_brk: int = 0
     brk: int = 0
     start_stack: int = 0
-    mm_users: int = 0
+    mm_users: int = attrs.field(default=0, metadata=shared())
     mm_count: int = 0
-    cpu_mask: int = 0
-    tlb_flush_pending: int = 0
+    cpu_mask: int = attrs.field(default=0, metadata=shared(shootdown=True))
+    tlb_flush_pending: int = attrs.field(default=0, metadata=shared(shootdown=True))
     notifiers: list[Any] = attrs.field(factory=list)
     exe_file: File | None = None
-    context: Any = None
+    context: Any = attrs.field(default=None, metadata=owned())
     last_cpu: int = 0
 
 

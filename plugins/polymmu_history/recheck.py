@@ -38,7 +38,8 @@ class CountRecheck(CacheRecheck):
 
 
 class PageLockRecheck(CacheRecheck):
-    """A private copy is made from a page that is still cached; where the file now ends it does not ask."""
+    """A private copy is made from a page that is still cached; where the file ends is asked with the page locked, and
+    not when the copy is mapped."""
 
     since = "2.6.23"
     wrong = ""
@@ -51,6 +52,10 @@ class PageLockRecheck(CacheRecheck):
                 "choose a later `truncate`"
             )
         return ""
+
+    def is_wanted(self, file: File, index: int) -> bool:
+        """A truncation may have come and gone before the page was read, and is not to be undone."""
+        return index * self.kernel.shape.layout.page_size < file.size
 
     def may_map(self, file: File, index: int, cached: int, private: bool, begun: int) -> bool:
         if private:

@@ -204,10 +204,11 @@ class Steps:
 
 PASSIVE = {"0"}
 SHARING = {"5", "6"}
+ADDING = {"9"}
 
 
 def clash(one: str, other: str) -> bool:
-    return not ({one, other} <= PASSIVE or {one, other} <= SHARING)
+    return not any({one, other} <= alike for alike in (PASSIVE, SHARING, ADDING))
 
 
 def all_of(

@@ -48,6 +48,11 @@ def add(commands: Any) -> None:
         help="let every CPU fetch a translation just before the kernel takes it away (default: yes)",
     )
     parser.add_argument(
+        "--memory-model",
+        choices=("sc", "tso"),
+        help="sequential consistency, or store buffers where the hardware has such (default: the scenario's, or sc)",
+    )
+    parser.add_argument(
         "--require-complete", action="store_true", help="exit with 1 unless every interleaving was covered"
     )
     parser.add_argument("--replay", metavar="FILE", help="where to write a schedule that breaks something")
@@ -86,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
             limits=limits,
             seed=options.seed or 0,
             speculate=options.speculate,
+            memory_model=options.memory_model,
             replay=options.replay
             or f"{file.scenario.name}-{Path(options.machine or 'here').stem}.replay.json",
             progress=None if update is None else lambda strategy, done: update(done, options.executions),

@@ -42,6 +42,12 @@ class ScenarioFile:
     over: Mapping
     variants: Mapping
     """What each variant lays over the machine, too."""
+    memory_models: dict[str, str] = attrs.field(factory=dict[str, str])
+    """Of variants that choose their own."""
+
+    def memory_model_in(self, variant: str | None) -> str:
+        """What CPUs see of each other's stores, in ``variant``."""
+        return self.memory_models.get(variant or FIXED, self.scenario.memory_model)
 
     def over_in(self, variant: str | None) -> Mapping:
         """What to lay over the machine in ``variant``; None: ``fixed`` where there are variants. Raises UserMistake."""

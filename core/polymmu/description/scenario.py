@@ -316,6 +316,18 @@ class Scenario:
     choices: dict[str, int] = field(
         factory=dict[str, int], metadata=doc("budgets of the explorer", minimum=0)
     )
+    shootdown: bool = field(
+        default=False,
+        metadata=doc(
+            "explore the words by which CPUs agree on flushes, too: masks, generations, what is loaded"
+        ),
+    )
+    memory_model: str = field(
+        default="sc",
+        metadata=doc(
+            "sc (sequential consistency), or tso (store buffers) for the explorer", choices=("sc", "tso")
+        ),
+    )
     expect: str = field(default="clean", metadata=doc("what must come of it", choices=("clean",)))
 
     def __attrs_post_init__(self) -> None:

@@ -51,6 +51,7 @@ def explore(
     limits: Limits | None = None,
     seed: int = 0,
     speculate: bool = True,
+    memory_model: str | None = None,
     replay: str | Path | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> Finding:
@@ -58,7 +59,8 @@ def explore(
 
     ``machine`` None: the plain machine of the first architecture that the scenario is about, or of the host's.
     ``variant``: of a scenario with several (None: the fixed one). ``strategy``: ``portfolio``, ``default``, ``pct``,
-    ``dpor``, ``sleep``, ``naive`` or ``bounded``. ``replay``: where to write a schedule that breaks something, which
+    ``dpor``, ``sleep``, ``naive`` or ``bounded``. ``memory_model``: ``sc`` or ``tso``
+    (None: the scenario's). ``replay``: where to write a schedule that breaks something, which
     is made as short as can be first. ``progress(strategy, executions)`` is called after each execution. Raises
     UserMistake; interrupted it says what it has.
     """
@@ -67,7 +69,9 @@ def explore(
     file = scenario if isinstance(scenario, ScenarioFile) else load_scenario(str(scenario))
     if machine is None:
         machine = _plain_machine(file)
-    program = Explored(machine, file, sets=sets, variant=variant, speculate=speculate)
+    program = Explored(
+        machine, file, sets=sets, variant=variant, speculate=speculate, memory_model=memory_model
+    )
     verdict = search(program, strategy, limits=limits, seed=seed, tell=progress)
     if verdict.schedule is not None and verdict.outcome is not None:
         schedule = verdict.schedule

@@ -100,9 +100,13 @@ class Exploration:
         if self.found:
             verdict, complete = "violation", False
         bounds: dict[str, Any] = {
-            "memory_model": "sc",
+            "memory_model": self.program.memory_model,
+            "hardware_memory_model": self.program.hardware_model,
+            "shootdown": self.program.file.scenario.shootdown,
             "choices": dict(sorted(self.program.sched.budgets.items())),
         }
+        if self.program.sched.buffers is not None:
+            bounds["store_buffer"] = self.program.sched.buffers.depth
         if bound >= 0:
             bounds["preemptions"] = bound
         return Verdict(

@@ -2,8 +2,8 @@
 
 Each task has a vector clock. A step joins the clocks of the steps it depends on; one that was not in the task's past
 before, and that need not have come first, races with it: the other order is worth exploring. The candidates are few:
-a read races with the last write; a write with the reads since, else with the last write; an acquire with the last
-acquire, never with the release it waited for.
+a read races with the last write, or with what was added since; a write with the reads and additions since, else with
+the last write; an acquire with the last acquire, never with the release it waited for.
 
 A task that is blocked for ever never executes its acquire, yet the acquire races all the same (``blocked``): without
 that, orders in which others deadlock would be missed.
@@ -28,6 +28,8 @@ class ObjectPast:
     """The last write, acquire or release."""
     acquire: int = -1
     reads: list[int] = attrs.field(factory=list)
+    """Since ``write``."""
+    adds: list[int] = attrs.field(factory=list)
     """Since ``write``."""
     shares: list[int] = attrs.field(factory=list)
     """Since ``acquire``."""
@@ -119,10 +121,14 @@ class Trace:
                 continue
             needs.add(past.write)
             if mode == Mode.READ:
-                last = past.shares or [past.write]
+                last = past.adds or past.shares or [past.write]
                 needs.update(last)
                 rivals.update(last)
             elif mode == Mode.WRITE:
+                since = past.reads + past.adds
+                needs.update(since)
+                rivals.update(since or [past.write])
+            elif mode == Mode.ADD:
                 needs.update(past.reads)
                 rivals.update(past.reads or [past.write])
             elif mode in (Mode.ACQUIRE, Mode.TRY):
@@ -153,13 +159,15 @@ class Trace:
                 past = self._objects[obj] = ObjectPast()
             if mode == Mode.READ:
                 past.reads.append(index)
+            elif mode == Mode.ADD:
+                past.adds.append(index)
             elif mode == Mode.SHARE:
                 past.shares.append(index)
             elif mode in (Mode.UNSHARE, Mode.SIGNAL):
                 past.leaves.append(index)
             elif mode != Mode.AWAIT:
                 past.write = index
-                past.reads = []
+                past.reads, past.adds = [], []
                 if mode in (Mode.ACQUIRE, Mode.TRY):
                     past.acquire = index
                     past.shares, past.leaves = [], []

@@ -49,6 +49,8 @@ def write_replay(path: Path, program: Explored, schedule: Schedule, outcome: Out
         "variant": program.variant,
         "speculate": program.speculate,
         "versions": versions(),
+        "memory_model": program.memory_model,
+        "tasks": program.sched.tasks,
         "invariant": outcome.invariant,
         "finding": outcome.finding,
         "schedule": schedule.to_dict(),
@@ -82,6 +84,8 @@ def read_replay(path: Path) -> ReplayFile:
             bool(data["speculate"]),
             data["variant"],
             data["finding"],
+            str(data["memory_model"]),
+            [[int(part) for part in key] for key in data["tasks"]],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserMistake(
@@ -113,7 +117,9 @@ def replay(path: Path) -> tuple[Explored, Outcome, Schedule]:
         sets=data["sets"],
         variant=data["variant"],
         speculate=data["speculate"],
+        memory_model=data["memory_model"],
     )
+    program.sched.number_tasks(data["tasks"])
     try:
         outcome, schedule = program.told(
             Replay(file.schedule, strict=True), unbounded=file.schedule.unbounded

@@ -6,7 +6,7 @@ are filled beforehand, so that what one task allocates does not hang on what ano
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -17,21 +17,25 @@ from polymmu.description.load_scenario import ScenarioFile
 from polymmu.description.model import MachineDescription
 from polymmu.errors import UserMistake
 from polymmu.events import EVENT_NAMES, Events
+from polymmu.exploration.fields import SharedFields, watch_fields
 from polymmu.exploration.restore import Saved
 from polymmu.exploration.schedule import Recorder, Schedule
-from polymmu.exploration.watch import watch
+from polymmu.exploration.watch import silently, watch
 from polymmu.machine import Machine
 from polymmu.mm.mm import leave_lazy_tlb
 from polymmu.registry import Arch
 from polymmu.sanitize.state import State
 from polymmu.sanitize.violation import Violation
 from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
+from polymmu.sched.store_buffers import StoreBuffers
 from polymmu.workload.scenario import ScenarioRun, Stop
 
 __all__ = ["Explored", "Outcome"]
 
 FRAMES, OBJECTS = 32, 8
 """Frames that each CPU has in stock, and kernel objects that each slab has."""
+BUFFER = 4
+"""Stores that a store buffer takes."""
 
 
 @attrs.frozen(kw_only=True)
@@ -59,6 +63,7 @@ class Explored:
         sets: Sequence[str] = (),
         variant: str | None = None,
         speculate: bool = True,
+        memory_model: str | None = None,
     ) -> None:
         self.asked_for = machine
         self.variant = variant
@@ -77,6 +82,16 @@ class Explored:
         assert isinstance(kernel.sched, ExploringSched)
         self.sched = kernel.sched
         self.sched.budgets = dict(file.scenario.choices)
+        self.hardware_model = kernel.ops.memory_model(description.section)
+        self.memory_model = memory_model or file.memory_model_in(variant)
+        if self.memory_model == "tso":
+            if self.hardware_model != "tso":
+                raise UserMistake(
+                    f"{arch.name} has a memory model weaker than tso, and that is not modelled; "
+                    "explore it by sequential consistency: --memory-model sc",
+                    place=file.filename,
+                )
+            self.sched.buffers = StoreBuffers(len(kernel.cpus), BUFFER)
         self.file = file
         for slab in (kernel.mms, kernel.vmas, kernel.mappings, kernel.anon_vmas):
             slab.reserve(OBJECTS)
@@ -87,22 +102,31 @@ class Explored:
             kernel.free.nr[cpu.index] = FRAMES
             kernel.free.bump += FRAMES
         assert isinstance(self.machine.vectors, TimedVectors)
-        watch(kernel, self.sched, self.machine.vectors.programs, speculate=speculate)
+        watch(
+            kernel,
+            self.sched,
+            self.machine.vectors.programs,
+            speculate=speculate,
+            shootdown=file.scenario.shootdown,
+        )
         assert self.machine.sanitizer is not None
         self.sanitizer = self.machine.sanitizer
         # Counters and audits are nobody's business here: the referee alone listens.
         kernel.events = Events((self.sanitizer.bench, *self.sanitizer.judges))
         self.sanitizer.only_watcher()
         for name in EVENT_NAMES:
-            setattr(kernel.events, name, _silent(self.sched, getattr(kernel.events, name)))
+            setattr(kernel.events, name, silently(self.sched, getattr(kernel.events, name)))
         for judge in self.sanitizer.judges:
             if isinstance(judge, State):
                 judge.eager = (
                     False  # what is wrong stays wrong to the end, or a judge of single events sees it
                 )
-        self.sched.after_step = self._look_at_users
+        self.sched.after_step = silently(self.sched, self._look_at_users)
+        fields = SharedFields(self.sched, self._race, shootdown=file.scenario.shootdown)
+        watch_fields(kernel, fields)
         self.run = ScenarioRun(self.machine, file, lingering=True)
         self.run.setup()
+        fields.adopt_arch(kernel.arch_state)
         if self.sched.budgets.get("alloc_failure"):
             kernel.free.fail_next = lambda site: bool(self.sched.choice("alloc_failure"))
         self._saved = Saved(
@@ -116,6 +140,7 @@ class Explored:
                 kernel.shape,
                 kernel.ops,
                 self.sched.budgets,
+                fields,
                 self,
                 file,
             ],
@@ -165,19 +190,12 @@ class Explored:
             )
         raise failure
 
+    def _race(self, what: str) -> None:
+        bench = self.sanitizer.bench
+        bench.tell("INV-RACE", bench.now("nobody else had to wait"), what)
+
     def _look_at_users(self) -> None:
         """Whoever runs user code may use what its TLB holds, now."""
         for cpu in self.machine.kernel.cpus:
             if self.sched.in_user_mode(cpu):
                 self.sanitizer.to_user(cpu)
-
-
-def _silent(sched: ExploringSched, event: Callable[..., None]) -> Callable[..., None]:
-    """``event``, which only looks: what its observers read is no operation."""
-
-    def tell(*args: object) -> None:
-        before, sched.silent = sched.silent, True
-        event(*args)
-        sched.silent = before
-
-    return tell

@@ -52,7 +52,7 @@ def _folded(steps: Sequence[Step], names: Names) -> list[tuple[str, int]]:
     rows: list[tuple[str, int]] = []
     last: tuple[int, str, str] | None = None
     for step in steps:
-        if step.kind in ("begin", "cond_resched"):
+        if step.kind in ("begin", "cond_resched", "end"):
             continue
         function = step.place.rpartition(" ")[2]
         key = (step.task, step.kind, function)
@@ -94,9 +94,18 @@ def verdict_dict(
     return value
 
 
+def _memory_model(verdict: Verdict) -> str:
+    if verdict.bounds["memory_model"] == "tso":
+        return f"total store order, buffers of {verdict.bounds['store_buffer']} stores"
+    sc = "sequential consistency"
+    if verdict.bounds["hardware_memory_model"] == "weak":
+        return f"{sc}; this architecture's own model is weaker and is not modelled"
+    return sc
+
+
 def verdict_text(verdict: Verdict, scenario: str, machine: str, names: Names, replay: str | None) -> str:
     """The same for people."""
-    head = f"scenario {scenario}, machine {machine}, memory model: sequential consistency"
+    head = f"scenario {scenario}, machine {machine}, memory model: {_memory_model(verdict)}"
     count = f"{verdict.executions} executions, {verdict.seconds:.2f} s"
     choices = ", ".join(f"{name} {n}" for name, n in verdict.bounds["choices"].items()) or "none"
     if verdict.outcome is not None and verdict.schedule is not None:

@@ -15,6 +15,7 @@ forgotten it is caught in this one execution. Without it CPUs only hold what pro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from polymmu.hardware.cpu import Cpu, Watcher
@@ -49,12 +50,31 @@ class WatchedRam(Ram):
 
     def write_entry(self, pa: int, nbytes: int, order: str, entry: int) -> None:
         sched = self.sched
-        if sched.runs_tasks:
-            if sched.is_at("write", pa):
-                sched.did(Mode.WRITE, pa)
-            else:
-                sched.point("write", pa)
-        super().write_entry(pa, nbytes, order, entry)
+        if not sched.watches:
+            Ram.write_entry(self, pa, nbytes, order, entry)
+            return
+
+        def write() -> Callable[[], None]:
+            before = Ram.read_entry(self, pa, nbytes, order)
+            Ram.write_entry(self, pa, nbytes, order, entry)
+            return lambda: Ram.write_entry(self, pa, nbytes, order, before)
+
+        if not sched.is_at("write", pa):
+            sched.point("write", pa)
+        sched.store(pa, write)
+
+
+class WatchedCpu(Cpu):
+    """A CPU whose root register is loaded as an operation."""
+
+    sched: ExploringSched
+    shootdown: bool
+
+    def load_root(self, root_pa: int, asid: int = 0, space: int | None = None) -> None:
+        if self.shootdown or self.sched.buffers is not None:
+            self.sched.point("load_root", self)
+        self.sched.did(Mode.WRITE, ("root", self.index))
+        super().load_root(root_pa, asid, space)
 
 
 class WatchedCode(UserCode):
@@ -67,7 +87,7 @@ class WatchedCode(UserCode):
 
         def noted(*args: Any) -> T:
             before = self._entries(va)
-            sched.did(Mode.READ, ("tlb", self.cpu.index))
+            sched.did(Mode.ADD, ("tlb", self.cpu.index))  # it fills the TLB, as speculation does
             for entry in before:
                 sched.did(Mode.READ, entry)
             done = work(*args)
@@ -88,25 +108,40 @@ class WatchedCode(UserCode):
         return {place: entry for _, place, entry in path}
 
 
+def silently(sched: ExploringSched, function: Callable[..., None]) -> Callable[..., None]:
+    """``function``, which only looks: what it reads is no operation."""
+
+    def look(*args: object) -> None:
+        outer, sched.silent = sched.silent, True
+        function(*args)
+        sched.silent = outer
+
+    return look
+
+
 class FlushWatcher:
     """Tells that a CPU's TLB changes, and goes on to whoever else watches."""
 
     def __init__(self, sched: ExploringSched, other: Watcher) -> None:
         self.sched = sched
-        self.other = other
+        self.before = silently(sched, other.before_invalidate)
+        self.after_invalidate = silently(sched, other.after_invalidate)
 
     def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
         """See ``Watcher``."""
+        if self.sched.buffers is not None:
+            self.sched.point("flush", cpu)
         self.sched.did(Mode.WRITE, ("tlb", cpu.index))
-        self.other.before_invalidate(cpu, asid, start, end)
-
-    def after_invalidate(self, cpu: Cpu, dropped: int) -> None:
-        """See ``Watcher``."""
-        self.other.after_invalidate(cpu, dropped)
+        self.before(cpu, asid, start, end)
 
 
 def watch(
-    kernel: ArchKernel, sched: ExploringSched, programs: Sequence[UserCode], *, speculate: bool
+    kernel: ArchKernel,
+    sched: ExploringSched,
+    programs: Sequence[UserCode],
+    *,
+    speculate: bool,
+    shootdown: bool,
 ) -> None:
     """Make the shared words of ``kernel``, which no task has run on yet, visible to ``sched``."""
     kernel.ram.__class__ = WatchedRam
@@ -117,13 +152,18 @@ def watch(
     for cpu in kernel.cpus:
         assert cpu.watcher is not None
         cpu.watcher = FlushWatcher(sched, cpu.watcher)
+        if cpu.to_user is not None:
+            cpu.to_user = silently(sched, cpu.to_user)
+        cpu.__class__ = WatchedCpu
+        watched = cast(WatchedCpu, cpu)
+        watched.sched, watched.shootdown = sched, shootdown
     ops = kernel.ops
     plain = {name: getattr(ops, name) for name in HOOKS}
-    kernel.ops = cast(ArchOps, Resolved(plain | _visible(kernel, sched, ops, speculate)))
+    kernel.ops = cast(ArchOps, Resolved(plain | _visible(kernel, sched, ops, speculate, shootdown)))
 
 
 def _visible(
-    kernel: ArchKernel, sched: ExploringSched, ops: ArchOps, speculate: bool
+    kernel: ArchKernel, sched: ExploringSched, ops: ArchOps, speculate: bool, shootdown: bool
 ) -> dict[str, Callable[..., Any]]:
     """The hooks that change entries, or keep others from doing so, as operations."""
     width = kernel.shape.layout.entry_bytes[-1]
@@ -135,15 +175,28 @@ def _visible(
             sched.did(Mode.WRITE, ptep + index * width)
 
     def about_to_take(mm: mm_struct, addr: int, ptep: int, n: int) -> None:
+        sched.atomic()
         about_to_write(ptep, n)
         if not speculate or not sched.runs_tasks:
             return
+        for page in range(n):
+            everybody_fetches(mm, addr + (page << shift))
+
+    def everybody_fetches(mm: mm_struct, addr: int, *, is_table: bool = False) -> None:
         for cpu in kernel.cpus:
-            if kernel.active_mm[cpu.index] is mm and cpu.space == mm.serial:
-                for page in range(n):
-                    cpu.speculate(addr + (page << shift))
+            if shootdown:
+                sched.did(Mode.READ, ("root", cpu.index))
+            if cpu.space == mm.serial:
+                if shootdown:
+                    sched.did(Mode.ADD, ("tlb", cpu.index))
+                fetch = cpu.speculate_tables if is_table and shootdown else cpu.speculate
+                fetch(addr)
 
     def set_pte(mm: mm_struct, addr: int, ptep: int, values: Any) -> None:
+        if sched.buffers is not None and len(values) > 1:
+            for n in range(len(values)):  # each is a store of its own
+                set_pte(mm, addr + (n << shift), ptep + n * width, values[n : n + 1])
+            return
         about_to_write(ptep, len(values))
         ops.set_pte(mm, addr, ptep, values)
 
@@ -166,14 +219,18 @@ def _visible(
     def clear_entry(mm: mm_struct, level: int, addr: int, entry: int) -> None:
         sched.point("write", entry)
         if speculate and sched.runs_tasks:
-            for cpu in kernel.cpus:
-                if kernel.active_mm[cpu.index] is mm and cpu.space == mm.serial:
-                    cpu.speculate(addr)
+            everybody_fetches(mm, addr, is_table=True)
+            sched.before_drain = partial(everybody_fetches, mm, addr, is_table=True)
         ops.clear_entry(mm, level, addr, entry)
 
     def populate(mm: mm_struct, level: int, addr: int, entry: int, table: int) -> None:
         sched.point("write", entry)
         ops.populate(mm, level, addr, entry, table)
+
+    def switch_mm(cpu: Cpu, prev: mm_struct | None, following: mm_struct) -> None:
+        sched.switching(cpu, True)
+        ops.switch_mm(cpu, prev, following)
+        sched.switching(cpu, False)
 
     def gup_fast_begin(cpu: Any, mm: mm_struct) -> bool:
         sched.point("irq_off", cpu)
@@ -193,6 +250,7 @@ def _visible(
             set_access_flags,
             clear_entry,
             populate,
+            switch_mm,
             gup_fast_begin,
             gup_fast_end,
         )

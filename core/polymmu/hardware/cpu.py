@@ -25,6 +25,7 @@ from polymmu.hardware.kernels import replay, replay_runs
 from polymmu.hardware.ram import NONZERO, Frames, Ram
 from polymmu.hardware.sweep_kernels import EVERYWHERE, sweep
 from polymmu.hardware.tlb import FIRST_SEEN_SLOTS, build, clear_front, grow, new_seen
+from polymmu.hardware.upper_kernels import keep_upper
 from polymmu.hardware.walk import Translation, Walk, needs, signed
 
 __all__ = ["NOTHING_AHEAD", "Cpu", "InternalError", "Upcoming", "Vectors", "Watcher"]
@@ -284,16 +285,27 @@ class Cpu:
             va += length
         return pieces
 
-    def speculate(self, va: int) -> None:
-        """Fetch the translation of ``va`` for a load, as hardware may at any time; a fault is nobody's business."""
+    def speculate(self, va: int) -> bool:
+        """Fetch the translation of ``va`` for a load, as hardware may at any time; a fault is nobody's business.
+
+        Whether there was one.
+        """
         self._view[at.RESUME] = 0
         self._one_op[0], self._one_address[0] = Access.LOAD, signed(va)
         words, ram = self._words, self.ram.words
         while not replay(self._one_op, self._one_address, self._one_size, 0, 1, words, self._seen, ram):
             if self._view[at.STATUS] != at.GROW:
                 self._view[at.RESUME] = 0
-                return
+                return False
             self._seen = grow(self._seen, self._words)
+        return True
+
+    def speculate_tables(self, va: int) -> None:
+        """As ``speculate``; where no page is mapped, caches may have the tables on the way all the same."""
+        if self.speculate(va) or not self._view[at.FAULT_DROPS]:
+            return
+        self.speculate(va)  # this time from the root, for the fault dropped what there was
+        keep_upper(self._words, signed(va), self._view[at.FAULT_LEVEL])
 
     def _checked(self, va: int, size: int) -> None:
         if va < 0 or size < 0 or va + size > 1 << 64:

@@ -213,6 +213,9 @@ def _file_fault(
         cached = find_or_read_page(kernel, file, index)
         if cached < 0:
             raise _out_of_memory("a page of a file")
+        if not recheck.is_wanted(file, index):
+            put_page(kernel, cached)
+            continue
         pfn = _copy_of(kernel, cached) if private else cached
         if pfn < 0:
             put_page(kernel, cached)

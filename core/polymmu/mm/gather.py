@@ -90,6 +90,7 @@ class LinkedGather:
 
     def tlb_gather_mmu(self, mm: mm_struct, fullmm: bool) -> mmu_gather:
         """A gather with the bundle only, of which others know by ``tlb_flush_pending``."""
+        self.kernel.sched.atomic()
         mm.tlb_flush_pending += 1  # before the first entry changes (A4.3)
         return self.begun(mmu_gather(mm, fullmm, [bundle()]))
 
@@ -222,6 +223,7 @@ class LinkedGather:
         if mm.tlb_flush_pending > 1:
             self.flush_nested(tlb, start, end)
         self.end(tlb, start, end)
+        self.kernel.sched.atomic()
         mm.tlb_flush_pending -= 1  # last: the count covers the flush (A4.2 step 9)
 
     def flush_nested(self, tlb: mmu_gather, start: int, end: int) -> None:

@@ -170,10 +170,11 @@ def mmput(mm: mm_struct) -> None:
     CPUs that have the mm loaded keep it lazily, and with it the struct and the root table, until they have something
     else to run; where no tasks run, at once.
     """
+    kernel: ArchKernel = mm.kernel
+    kernel.sched.atomic()
     mm.mm_users -= 1
     if mm.mm_users:
         return
-    kernel: ArchKernel = mm.kernel
     kernel.events.mm_call_begin(mm, "exit")
     kernel.sched.spend(kernel.description.costs.syscall, "syscall")
     for cpu in _having(mm):

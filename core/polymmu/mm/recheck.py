@@ -33,6 +33,10 @@ class CacheRecheck:
         """Before the fault reads the file's size: what ``may_map`` will want to know."""
         return 0
 
+    def is_wanted(self, file: File, index: int) -> bool:
+        """With the page found or read: whether to go on. ``may_map`` asks all that there is to ask."""
+        return True
+
     def may_map(self, file: File, index: int, cached: int, private: bool, begun: int) -> bool:
         """With the table lock held: whether page ``index``, found as frame ``cached``, or its ``private`` copy may be
         mapped. False: the fault begins anew."""

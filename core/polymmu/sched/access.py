@@ -3,7 +3,7 @@
 Two operations of different tasks depend on each other if they name the same object and do not commute. An operation
 may name several objects (an interrupt handler does). What kind of object it is follows from the modes used on it:
 
-* a word is read and written;
+* a word is read and written, or changed in a way that commutes with its likes (a bit of one's own set, one added);
 * a lock is acquired and released, alone or shared; a trylock that fails has read it; interrupts off on a CPU are
   such a lock too, which an interrupt takes for a moment;
 * an event is signalled (by several, in any order) and awaited.
@@ -32,6 +32,8 @@ class Mode(enum.IntEnum):
     UNSHARE = 6
     SIGNAL = 7
     AWAIT = 8
+    ADD = 9
+    """A change that gives the same in either order with another such."""
 
 
 Access = tuple[Hashable, Mode]
@@ -44,6 +46,7 @@ _ALIKE = {
     (Mode.UNSHARE, Mode.SHARE),
     (Mode.UNSHARE, Mode.UNSHARE),
     (Mode.SIGNAL, Mode.SIGNAL),
+    (Mode.ADD, Mode.ADD),
 }
 
 

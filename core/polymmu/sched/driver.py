@@ -56,6 +56,13 @@ class Sched:
     def point(self, kind: str, what: object) -> None:
         """A visible operation is about to happen. Nobody else can run under solo."""
 
+    def atomic(self) -> None:
+        """The change of a shared field that follows is one atomic instruction, and a full barrier: a bit set or
+        cleared, a number added (``x.f += 1``), or a new value. Alone a CPU notices no difference."""
+
+    def smp_mb(self) -> None:
+        """A full barrier: what this CPU stored is seen by all before it goes on."""
+
     def frames_put(self, pfns: NDArray[np.int64]) -> None:
         """Somebody gives up a hold on each of these frames, or tries to get one: part of the operation in progress."""
 

@@ -8,6 +8,10 @@ A task is not offered while it could not go on: its lock is held, what it waits 
 interrupts off (for a handler), another task is on its CPU. Interrupts and RCU callbacks are tasks of their own that
 their cause makes, and one operation each. Nobody spins here, and no lock is handed over: whoever is picked takes it.
 
+With store buffers (``buffers``) what a CPU stores is seen by others when it is *drained*: a pseudo-task too, one
+operation per store. Atomic operations, locks taken, interrupts and loads of a root wait until the CPU's own buffer is
+empty; giving a spinlock back is a plain store.
+
 One ``run`` is one execution. Greenlets are kept from run to run, for making one costs more than a short execution.
 
 First reading: ``point``, ``_park``, ``_can_go``; then ``ipi``.
@@ -30,6 +34,7 @@ from polymmu.sched.access import Access, Mode
 from polymmu.sched.driver import TaskSched
 from polymmu.sched.lockdep import place_here
 from polymmu.sched.locks import Lock, RwSem
+from polymmu.sched.store_buffers import Store, StoreBuffers, Undo
 
 __all__ = ["ExploringSched", "Halt", "Picker", "Stuck", "Task"]
 
@@ -92,6 +97,10 @@ class Task:
     preempt_since: int = 0
     children: int = 0
     woken: bool = False
+    is_barrier: bool = False
+    """Whether its next operation waits until all that its CPU stored is in memory."""
+    stores: bool = False
+    """Whether it is a plain store, for which there must be room."""
     place: str = ""
     """Where in the code its operation is, if anybody wants to know."""
     glet: greenlet | None = None
@@ -126,6 +135,24 @@ _MODES: Mapping[str, Mode] = {
     "asleep": Mode.AWAIT,
     "ack": Mode.AWAIT,
 }
+
+
+BARRIERS = frozenset(
+    {
+        "lock",
+        "trylock",
+        "read_lock",
+        "read_unlock",
+        "asleep",
+        "ipi",
+        "interrupt",
+        "grace",
+        "load_root",
+        "flush",
+        "smp_mb",
+    }
+)
+"""Operations that are full barriers, or made of instructions that are. So is giving back any lock but a spinlock."""
 
 
 class ExploringSched(TaskSched):
@@ -166,6 +193,17 @@ class ExploringSched(TaskSched):
         self.tells_places = False
         self.silent = False
         """Whoever only looks does so now: nothing is an operation."""
+        self.buffers: StoreBuffers | None = None
+        """None: sequential consistency."""
+        self.before_drain: Callable[[], None] | None = None
+        """What else may happen just before the next store is drained."""
+        self._next_is_atomic = False
+        self._half: tuple[str, Hashable] | None = None
+        """A field that was read, or is or was changed, by the operation in progress and nothing else since."""
+        self._released: Lock | None = None
+        """The spinlock that the operation in progress gives back."""
+        self._switching = [False] * len(self.cpus)
+        """Which CPUs change their mm: with interrupts off, as Linux does."""
         self.after_step: Callable[[], None] | None = None
         """Called when an operation is over."""
 
@@ -174,10 +212,25 @@ class ExploringSched(TaskSched):
         """What outlives an execution, and must not be put back between two."""
         return self._numbers, self._pool, self.names
 
+    @property
+    def tasks(self) -> list[list[int]]:
+        """Who has which number: their keys, in the order of their numbers."""
+        return [list(key) for key in self._numbers]
+
+    def number_tasks(self, keys: Sequence[Sequence[int]]) -> None:
+        """Let tasks have the numbers that they had elsewhere."""
+        self._numbers.clear()
+        self._numbers.update({tuple(key): number for number, key in enumerate(keys)})
+
+    @property
+    def watches(self) -> bool:
+        """Whether what is done now are operations."""
+        return self._picker is not None and not self.silent
+
     def in_user_mode(self, cpu: Cpu) -> bool:
         """Whether ``cpu`` runs user code for all that the kernel knows: its task waits there for its turn."""
         task = self._on_cpu[cpu.index]
-        return task is not None and task.kind == "user"
+        return task is not None and (task.kind == "user" or (task.kind == "end" and bool(task.what)))
 
     @property
     def runs_tasks(self) -> bool:  # type: ignore[override]  # solo's never changes
@@ -219,17 +272,31 @@ class ExploringSched(TaskSched):
         outer = self.context, self.cpu, self.preempt_count
         try:
             self._announce()
+            self._occupy()
             first = self._next()
             if first is not None:
                 self._transfer(first)
         finally:
+            self.silent = False
             self._tear_down()
             self.context, self.cpu, self.preempt_count = outer
             self._boot.children = 0
             self._picker = None
         return self._failure
 
+    def _occupy(self) -> None:
+        """An execution begins with each CPU in its first task: how it got there is not looked at."""
+        self.silent = True
+        for task in self._tasks:
+            if self._on_cpu[task.cpu] is None:
+                self._load(task)
+                self._enter(task)
+        self.silent = False
+        self._did = []
+
     def _tear_down(self) -> None:
+        if self.buffers is not None:
+            self.buffers.forget()
         self._dying, self._atomic = True, False
         for task in self._tasks:
             if task.glet is not None:
@@ -243,12 +310,16 @@ class ExploringSched(TaskSched):
         self._stepping = False
         self._on_cpu = [None] * len(self.cpus)
         self._crowded = [False] * len(self.cpus)
+        self._released = None
+        self._switching = [False] * len(self.cpus)
+        if self.buffers is not None:
+            self.buffers.forget()
 
     def _life(self, task: Task) -> None:
         """What a greenlet runs: one task after another."""
         while True:
             try:
-                self._stepping = task.kind != "begin" or task.switched_to is not None
+                self._stepping = task.kind != "begin" or not self._is_there(task)
                 self._enter(task)
                 task.body()
                 if task.in_context and self.went_idle is not None and not self._crowded[task.cpu]:
@@ -274,6 +345,10 @@ class ExploringSched(TaskSched):
                 following = self._next()
             task = self._transfer(following) if following is not None else self._hub.switch()
 
+    def _is_there(self, task: Task) -> bool:
+        """Whether ``task`` can begin without anybody noticing."""
+        return task.switched_to is None or self._on_cpu[task.cpu] is task
+
     def _enter(self, task: Task) -> None:
         """``task`` has its CPU now; another one of the same CPU may have had it."""
         if task.in_context and self._on_cpu[task.cpu] is not task:
@@ -291,11 +366,104 @@ class ExploringSched(TaskSched):
         if not self._atomic:
             self._finish(task)
             task.kind, task.what = kind, what
+            if self.buffers is not None:
+                task.is_barrier = (
+                    self._next_is_atomic or kind in BARRIERS or (kind == "unlock" and not task.what.spins)
+                )
+                task.stores = not task.is_barrier and kind in ("write", "unlock")
             if self.tells_places:
                 task.place = place_here(self)
             self._park(task)
+        self._next_is_atomic, self._half = False, None
         self._stepping = True
         self._note(kind, what)
+
+    # ------------------------------------------------------------------ shared words
+    def read(self, what: Hashable) -> None:
+        """The caller reads ``what`` next: as the first half of a change that is atomic, or what that gave."""
+        if self._next_is_atomic:
+            self.point("update", what)
+            self.did(Mode.ADD, what)
+            self._half = "changes", what
+        elif self._half == ("changed", what):
+            self.did(Mode.READ, what)
+        else:
+            self.point("read", what)
+            self._half = "read", what
+
+    def write(self, what: Hashable, write: Callable[[], Undo]) -> None:
+        """Change ``what``: ``write`` does so, and returns how to take it back. Who just read it does both in one."""
+        if self._half == ("changes", what) or self._next_is_atomic:
+            if self._next_is_atomic:
+                self.point("update", what)
+                self.did(Mode.WRITE, what)
+            write()
+            self._half = "changed", what
+            return
+        if self._half != ("read", what):
+            self.point("write", what)
+        self._half = None
+        self.store(what, write)
+
+    def atomic(self) -> None:
+        self._next_is_atomic = self.watches
+
+    def not_atomic(self) -> None:
+        """What ``atomic`` announced is over."""
+        self._next_is_atomic = False
+
+    def smp_mb(self) -> None:
+        if self.buffers is not None:
+            self.point("smp_mb", None)
+
+    def store(self, what: Hashable, write: Callable[[], Undo], mode: Mode = Mode.WRITE) -> None:
+        """The operation in progress changes ``what``: ``write`` happens now, or when it is drained."""
+        buffers, cpu = self.buffers, self.cpu
+        first, self.before_drain = self.before_drain, None
+        if buffers is None or self._atomic or self.context.is_barrier or self._dying:
+            if not self.is_at("write", what):
+                self._did.append((what, mode))
+            write()
+            return
+        before = buffers.last[cpu.index]
+        follows = before[-1] if before else ()
+
+        def drain() -> None:
+            if follows:
+                self._did.append((("stored", follows), Mode.AWAIT))
+            self._did.append((("stored", task.key), Mode.SIGNAL))
+            self._did.append((what, mode))
+            if first is not None:
+                first()
+            buffers.drain(cpu.index)
+
+        task = self._on_top("drain", cpu, what, drain)
+        before.append(task.key)
+        buffers.push(cpu.index, Store(task.key, write))
+
+    def preempt_enable(self) -> None:
+        super().preempt_enable()
+        lock, self._released = self._released, None
+        if lock is not None:  # it is free for who gave it back; for others when they see that
+            owner = self.context
+
+            def release() -> Undo:
+                lock.held, lock.owner = False, None
+
+                def undo() -> None:
+                    lock.held, lock.owner = True, owner
+
+                return undo
+
+            undo = release()
+            undo()
+            self.store(lock, release, Mode.RELEASE)
+
+    def switching(self, cpu: Cpu, begins: bool) -> None:
+        """``cpu`` changes its mm, with interrupts off, or has done so."""
+        if self._picker is not None:
+            self._switching[cpu.index] = begins
+            self.did(Mode.ACQUIRE if begins else Mode.RELEASE, ("switch", cpu.index))
 
     def is_at(self, kind: str, what: object) -> bool:
         """Whether this is the operation in progress."""
@@ -315,6 +483,12 @@ class ExploringSched(TaskSched):
         mode = _MODES.get(kind)
         if kind == "trylock":
             mode = Mode.READ if what.held else Mode.TRY
+        if self.buffers is not None and not self._atomic:
+            self._note_buffer(kind)
+            if kind == "unlock" and what.spins:
+                self._released, mode = what, None
+            elif kind == "write" and self.context.stores:
+                mode = None
         if mode is not None:
             self._did.append((what.key if kind == "ack" else what, mode))
         if kind == "unlock" and what in self._wanted:
@@ -322,9 +496,20 @@ class ExploringSched(TaskSched):
         if self._crowded[self.cpu.index]:
             self._did.append((("cpu", self.cpu.index), Mode.WRITE))
 
+    def _note_buffer(self, kind: str) -> None:
+        """What a barrier waited for, or a store for which there had been no room."""
+        assert self.buffers is not None
+        task, keys = self.context, self.buffers.last[self.cpu.index]
+        if task.is_barrier and keys:
+            self._did.append((("stored", keys[-1]), Mode.AWAIT))
+        elif task.stores and len(keys) == self.buffers.depth:
+            self._did.append((("stored", keys[0]), Mode.AWAIT))
+
     def _finish(self, task: Task) -> None:
         """The operation of ``task`` is over."""
         assert self._picker is not None
+        if self.buffers is not None:
+            self.buffers.hide()
         if self._stepping:
             did, self._did = self._did, []
             self._stepping = False
@@ -346,6 +531,7 @@ class ExploringSched(TaskSched):
         task.preempt_count, task.preempt_since = self.preempt_count, self.preempt_since
         following = self._next()
         if following is task:
+            self._look(task)
             return
         if following is not None:
             self._transfer(following)
@@ -362,7 +548,7 @@ class ExploringSched(TaskSched):
         if self._failure is not None:
             return None
         for task in self._tasks:
-            if task.kind == "begin" and task.switched_to is None and task.glet is None:
+            if task.kind == "begin" and task.glet is None and self._is_there(task):
                 return task  # up to its first operation it does nothing that others could see
         able = [task for task in self._tasks if self._can_go(task)]
         if not able:
@@ -391,7 +577,17 @@ class ExploringSched(TaskSched):
 
     def _load(self, task: Task) -> None:
         self.context, self.cpu = task, self.cpus[task.cpu]
+        self._next_is_atomic, self._half = False, None
         self.preempt_count, self.preempt_since = task.preempt_count, task.preempt_since
+        self._look(task)
+
+    def _look(self, task: Task) -> None:
+        """Memory as ``task`` sees it: hardware that walks tables or drains a buffer as everybody does."""
+        if self.buffers is not None:
+            if task.kind in ("drain", "user"):
+                self.buffers.hide()
+            else:
+                self.buffers.show(task.cpu)
 
     def _can_go(self, task: Task) -> bool:
         """Whether the operation that ``task`` is about to do can happen now."""
@@ -400,6 +596,8 @@ class ExploringSched(TaskSched):
             running = self._on_cpu[task.cpu]
             if running is not None and running is not task and not self._may_lose_cpu(running):
                 return False
+        if self.buffers is not None and not self._has_room(task, self.buffers):
+            return False
         if kind == "lock":
             return not (what.held or (isinstance(what, RwSem) and what.readers))
         if kind == "read_lock":
@@ -408,14 +606,26 @@ class ExploringSched(TaskSched):
             return task.woken
         if kind == "ack":
             return not what.missing
+        if kind == "end":
+            return all(other.kind == "end" for other in self._tasks)
         if kind == "interrupt":
-            return self.cpus[task.cpu].interrupts_enabled
+            return self.cpus[task.cpu].interrupts_enabled and not self._switching[task.cpu]
         if kind == "grace":
             for cpu in self.cpus:
                 if cpu.interrupts_enabled:
                     what.readers &= ~(1 << cpu.index)
             return not what.readers
         return True
+
+    @staticmethod
+    def _has_room(task: Task, buffers: StoreBuffers) -> bool:
+        """Whether the buffer of its CPU lets ``task`` go on."""
+        queue = buffers.queues[task.cpu]
+        if task.kind == "drain":
+            return queue[0].key == task.key
+        if task.is_barrier:
+            return not queue
+        return not task.stores or len(queue) < buffers.depth
 
     def _may_lose_cpu(self, task: Task) -> bool:
         """Whether another task may run instead of ``task`` on its CPU."""
@@ -482,9 +692,24 @@ class ExploringSched(TaskSched):
     def user(self, work: Callable[[], int], more: int = 0) -> None:
         self.point("user", None)
         self.clock[self.cpu.index] += work()
+        self._look_as_kernel()
 
     def trap(self, handler: Callable[[], None]) -> None:
+        self._look_as_kernel()
         handler()
+        if self.buffers is not None:
+            self.buffers.hide()
+
+    def _look_as_kernel(self) -> None:
+        """Hardware does not see what is in the buffer; the program's own CPU does."""
+        if self.buffers is not None and self._picker is not None:
+            self.buffers.show(self.cpu.index)
+
+    def linger(self, name: str) -> None:
+        """The current task has done all that it had to do, and stays until everybody has: in user mode, if it has a
+        ``name`` there. What comes then is the end of the execution and no part of it."""
+        self.point("end", name)
+        self.silent = True
 
     # ------------------------------------------------------------------ interrupts and RCU
     def ipi(self, mask: int, function: Callable[[Cpu], None], cost: int) -> int:
@@ -508,7 +733,9 @@ class ExploringSched(TaskSched):
 
     def _answer(self, call: Call, cpu: Cpu, function: Callable[[Cpu], None]) -> None:
         """A handler: takes the CPU's right to be interrupted for a moment."""
+        switch = ("switch", cpu.index)
         self._did += [(cpu, Mode.ACQUIRE), (cpu, Mode.RELEASE), (call.key, Mode.SIGNAL)]
+        self._did += [(switch, Mode.ACQUIRE), (switch, Mode.RELEASE)]
         self._atomic = True
         cpu.interrupts_enabled = False
         function(cpu)
@@ -533,9 +760,11 @@ class ExploringSched(TaskSched):
 
         self._on_top("grace", self.cpu, Grace(readers), callback)
 
-    def _on_top(self, kind: str, cpu: Cpu, what: object, body: Callable[[], None]) -> None:
+    def _on_top(self, kind: str, cpu: Cpu, what: object, body: Callable[[], None]) -> Task:
         task = self._make(f"{kind}/{cpu.index}", cpu.index, body)
         task.kind, task.what, task.in_context = kind, what, False
+        task.is_barrier = kind in BARRIERS
+        return task
 
     # ------------------------------------------------------------------ telling
     def _who_waits(self) -> str:

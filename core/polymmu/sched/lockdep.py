@@ -156,6 +156,10 @@ class Lockdep:
         self._tell("INV-ATOMIC", f"may sleep ({why}) {state}{below}", place, place_here(self.sched))
 
     # ------------------------------------------------------------------ what others ask
+    def holds(self, lock: Lock) -> bool:
+        """Whether the current context has ``lock``, in whichever way."""
+        return any(held is lock for held, _ in self._held.get(self.sched.context, ()))
+
     def held(self) -> Iterator[tuple[Lock, str]]:
         """Every lock that is held, and where it was taken."""
         for locks in self._held.values():

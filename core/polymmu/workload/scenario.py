@@ -22,6 +22,7 @@ from polymmu.description.scenario import CpuPlan, Step, bytes_of
 from polymmu.errors import SegmentationFault, SyscallError, UserMistake, syscall_error
 from polymmu.machine import CpuHandle, DeviceHandle, FileHandle, Machine, Mm
 from polymmu.sanitize.balance import check_balance, frames_held
+from polymmu.sched.exploring import ExploringSched
 
 __all__ = ["ScenarioResult", "run_scenario"]
 
@@ -144,10 +145,11 @@ class TaskRun:
                 if self.run_of.lingering and self.own:
                     self.machine.work(0)  # between two steps it is in user mode
                 self.step(f"{self.where}.do[{number}]", step)
-        if not self.run_of.lingering:
+        sched = self.machine.kernel.sched
+        if isinstance(sched, ExploringSched):
+            sched.linger(self.own)
+        else:
             self._leave()
-        elif self.own:
-            self.machine.work(0)
 
     def _leave(self) -> None:
         """This task gives its mm up, the last one takes it down."""
