@@ -14,6 +14,9 @@ with something left to try. What is left to try is what the kinds of search diff
 
 Outcomes of choices are tried one after another at their node.
 
+Nodes at the bottom of the stack may be somebody else's (``frozen``): the search stays below them, and asks where it
+finds that something is to be tried at one (``requests``).
+
 First reading: ``Search.pick``, ``Search.back_up``; then ``_race``.
 """
 
@@ -53,11 +56,25 @@ class Node:
     options: int = 1
     did: tuple[Access, ...] = ()
     tried: dict[int, tuple[Access, ...]] = attrs.field(factory=dict)
+    began: int = 0
+    """Executions when the present branch was begun."""
+    sizes: list[int] = attrs.field(factory=list)
+    """Executions of each branch that is done."""
 
     @property
     def preemptions(self) -> int:
         """Until here, with this pick."""
         return self.before + (self.chosen != self.current and self.current in self.able)
+
+    @property
+    def untried(self) -> int:
+        """How many branches are left, as far as is known."""
+        tasks = sum(task not in self.tried and task != self.chosen for task in self.to_try)
+        return tasks + self.options - self.value - 1
+
+
+Request = tuple[int, tuple[int, ...], int]
+"""At this node, unless one of these tasks is tried there anyway, try this one."""
 
 
 class Search:
@@ -70,10 +87,13 @@ class Search:
         self.stack: list[Node] = []
         self.executions = 0
         self.blocked = 0
-        self._sleeps = strategy in ("dpor", "sleep")
-        self._begin()
+        self.frozen = 0
+        self.requests: dict[Request, None] = {}
+        self.sleeps = strategy in ("dpor", "sleep")
+        self.begin()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Be ready for an execution along the stack."""
         self._depth = 0
         self._ran_into_sleep = False
         self._trace = Trace()
@@ -101,7 +121,7 @@ class Search:
     def _new_node(self, current: int, able: Sequence[int]) -> Node:
         sleep: dict[int, tuple[Access, ...]] = {}
         parent = self.stack[-1] if self.stack else None
-        if parent is not None and self._sleeps:
+        if parent is not None and self.sleeps:
             for asleep in (parent.sleep, parent.tried):
                 for task, accesses in asleep.items():
                     if task != parent.chosen and commute(accesses, parent.did):
@@ -117,7 +137,7 @@ class Search:
             self.strategy == "bounded" and (current not in able or used < self.bound)
         ):
             to_try += [task for task in awake if task != chosen]
-        return Node(current, tuple(able), sleep, chosen, to_try, used)
+        return Node(current, tuple(able), sleep, chosen, to_try, used, began=self.executions)
 
     def choose(self, options: int) -> int:
         """See ``Picker``."""
@@ -169,11 +189,16 @@ class Search:
             return
         wanted = task if task in first else first[0]
         # Where its CPU was another's, who could not be made to give it up, its turn was before that one took it.
-        while wanted not in node.able and earlier:
-            earlier -= 1
-            node = self.stack[earlier]
-        if wanted not in node.to_try and wanted not in node.sleep:
+        at = earlier
+        while wanted not in node.able and at:
+            at -= 1
+            node = self.stack[at]
+        if wanted in node.to_try or wanted in node.sleep:
+            return
+        if at >= self.frozen:
             node.to_try.append(wanted)
+        else:  # what is asked for is no promise: it covers nothing yet
+            self.requests[at, tuple(first) if at == earlier else (), wanted] = None
 
     def _leads_to(self, step: int, later: int, task: int) -> bool:
         """Whether ``step`` had to come before step ``later`` of ``task`` (which may never happen)."""
@@ -188,12 +213,14 @@ class Search:
         self.executions += 1
         self.blocked += self._ran_into_sleep
         more = self._next_branch()
-        self._begin()
+        self.begin()
         return more
 
     def _next_branch(self) -> bool:
-        while self.stack:
+        while len(self.stack) > self.frozen:
             node = self.stack[-1]
+            node.sizes.append(self.executions - node.began)
+            node.began = self.executions
             if node.value + 1 < node.options:
                 node.value += 1
                 node.tried[node.chosen] = node.tried.get(node.chosen, ()) + node.did

@@ -174,6 +174,16 @@ class ExploringSched(TaskSched):
         """What outlives an execution, and must not be put back between two."""
         return self._numbers, self._pool, self.names
 
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Whom each number stands for."""
+        return tuple(self._numbers)
+
+    @keys.setter
+    def keys(self, keys: Sequence[Key]) -> None:
+        self._numbers.clear()
+        self._numbers.update((key, number) for number, key in enumerate(keys))
+
     def in_user_mode(self, cpu: Cpu) -> bool:
         """Whether ``cpu`` runs user code for all that the kernel knows: its task waits there for its turn."""
         task = self._on_cpu[cpu.index]
