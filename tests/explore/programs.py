@@ -75,7 +75,7 @@ class Runner:
     def once(self, search: Picker) -> Record | None:
         """One execution; None if it met only what was seen elsewhere."""
         sched = self.sched
-        words = [0] * WORDS
+        words = [0] * 8  # more than random programs use
         spins, sems = self.spins, self.sems
         for lock in (*spins, *sems):
             lock.held, lock.owner = False, None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import random
-from collections import Counter
+import time
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import polymmu
 from polymmu.cli.main import main
 from polymmu.exploration import split as splitting
 from polymmu.exploration.explorer import Limits
+from polymmu.exploration.items import search_item
 from polymmu.exploration.search import Search
-from polymmu.exploration.split import Split, search_item
+from polymmu.exploration.split import Split
 from polymmu.sched.exploring import Picker
 from polymmu.workers import in_order, processes
 from tests.explore.programs import Program, Record, Runner, all_of, random_program
@@ -132,15 +134,11 @@ def test_the_first_random_schedule_in_order_is_found_whoever_was_first() -> None
 
 
 def _slow_first(number: int) -> int:
-    import time
-
     time.sleep(0.3 if number == 0 else 0)
     return number
 
 
 def test_results_come_in_the_order_of_the_jobs() -> None:
-    from collections import deque
-
     with processes(2, "polymmu.workers") as workers:
         jobs = deque([0, 1, 2])
         done = in_order(workers, jobs, lambda number: workers.submit(_slow_first, number), lambda: False)
@@ -148,8 +146,6 @@ def test_results_come_in_the_order_of_the_jobs() -> None:
 
 
 def test_what_has_no_result_when_it_stops_is_pending_again() -> None:
-    from collections import deque
-
     jobs = deque([0, 1, 2])
     here = splitting.Here()
     done = in_order(here, jobs, lambda number: here.submit(abs, number), lambda: False)
@@ -177,7 +173,7 @@ def _dies(*args: Any) -> None:
 def test_a_worker_that_dies_is_our_own_fault(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(splitting, "_work", _dies)
+    monkeypatch.setattr(splitting, "search_order", _dies)
     assert main(["explore", "001-restart-vma-reused", "--strategy", "dpor", "--jobs", "2"]) == 3
     assert "terminated abruptly" in capsys.readouterr().err
 

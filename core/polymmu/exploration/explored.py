@@ -118,7 +118,7 @@ def workers_of(jobs: int, dask: str | None, workers: Workers | None = None) -> I
         with connect("dask", dask) as cluster:
             yield cluster
     elif jobs > 1:
-        with processes(jobs, "polymmu.exploration.split") as pool:
+        with processes(jobs, "polymmu.exploration.items") as pool:
             yield pool
     else:
         yield None

@@ -11,7 +11,6 @@ First reading: ``Exploration.run``.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,24 +20,22 @@ import attrs
 
 from polymmu.errors import UserMistake
 from polymmu.exploration.checkpoint import Checkpoint, identity
-from polymmu.exploration.estimate import branches, left_of
+from polymmu.exploration.estimate import left_of
 from polymmu.exploration.random_walks import Fair, Pct
 from polymmu.exploration.scenario import Explored, Outcome
 from polymmu.exploration.schedule import Recorder, Replay, Schedule
 from polymmu.exploration.search import Search
-from polymmu.exploration.split import Here, Item, Recipe, Result, Split, first_found, search_item
-from polymmu.exploration.stack import Along, learn, load_stack, plain_stack
+from polymmu.exploration.split import Here, Split, load_tree, plain_tree, split_up, walk_in_order
+from polymmu.exploration.stack import Along
 from polymmu.exploration.verdict import Left, Limits, Progress, Verdict
 from polymmu.sched.exploring import Picker
-from polymmu.workers import Workers, in_order
+from polymmu.workers import Workers
 
 __all__ = ["Left", "Limits", "Progress", "Verdict", "search", "shrink"]
 
 FAIR_TURNS = (1, 4, 16)
 PCT_DEPTHS = (3, 2, 5, 1, 4)
 STAGES = ("default", "fair", "pct", "all", "bounded")
-WALKS = 10
-"""Random walks that a worker does at a time."""
 KEEP_SECONDS = 30.0
 """How often the state of a long search goes to its file."""
 
@@ -148,29 +145,10 @@ class Exploration:
             setattr(self, name, state[name])
         self.earlier = self.executions
         self.began -= state["seconds"]
-        tree = state["tree"]
-        if tree is None:
-            return
-        if "items" in tree:
-            self.tree = Split.from_dict(self.strategy, self._bound, tree)
-            return
-        self.tree = Search(self.strategy, self._bound)
-        self.tree.stack = load_stack(tree["nodes"])
-        self.tree.executions, self.tree.blocked = tree["executions"], tree["blocked"]
-        learn(self.tree, range(len(self.tree.stack)), self.program.once)
-        self.tree.begin()
+        self.tree = load_tree(self.strategy, self._bound, state["tree"], self.program.once)
 
     def state(self) -> dict[str, Any]:
         """Where it is, between two executions."""
-        tree: dict[str, Any] | None = None
-        if isinstance(self.tree, Split):
-            tree = self.tree.to_dict()
-        elif self.tree is not None:
-            tree = {
-                "nodes": plain_stack(self.tree.stack),
-                "executions": self.tree.executions,
-                "blocked": self.tree.blocked,
-            }
         return {
             "executions": self.executions,
             "blocked": self.blocked,
@@ -180,7 +158,7 @@ class Exploration:
             "position": self.position,
             "seconds": self.seconds,
             "keys": [list(key) for key in self.program.sched.keys],
-            "tree": tree,
+            "tree": plain_tree(self.tree),
         }
 
     def _keep(self) -> None:
@@ -272,22 +250,14 @@ class Exploration:
         """The same, and the same one found: results are taken in order."""
         self._check_limits()
         self.strategy = "pct"
-        recipe, keys = Recipe.of(self.program), self.program.sched.keys
         end = min(self.limits.random, self.position + self._room)
-        walks = deque(range(first, min(first + WALKS, end)) for first in range(self.position, end, WALKS))
-
-        def submit(numbers: range) -> Any:
-            pairs = [(number, PCT_DEPTHS[number % len(PCT_DEPTHS)]) for number in numbers]
-            return workers.submit(first_found, recipe, keys, self.seed, max(self.steps, 50), pairs)
-
-        with closing(in_order(workers, walks, submit, self._is_over)) as results:
-            for numbers, (blocked, found, met) in results:
-                known = self.program.sched.keys
-                self.program.sched.keys = tuple(dict.fromkeys((*known, *met)))
-                done = numbers if found is None else range(numbers[0], found)
-                self.position += len(done)
+        walks = [(number, PCT_DEPTHS[number % len(PCT_DEPTHS)]) for number in range(self.position, end)]
+        steps = max(self.steps, 50)
+        with closing(walk_in_order(workers, self.program, walks, self.seed, steps, self._is_over)) as results:
+            for clean, blocked, found in results:
+                self.position += clean
                 self.blocked += blocked
-                self._count(len(done))
+                self._count(clean)
                 if found is not None:
                     self._again("pct", self._walk(found))
                     return
@@ -303,7 +273,8 @@ class Exploration:
         """Whether everything was covered."""
         self.strategy = strategy
         if isinstance(self.tree, Split) or self.workers is not None:
-            return self._all_split(self._split(strategy, bound), self.workers or Here())
+            self.tree = split_up(strategy, bound, self.program.sched.keys, self.tree)
+            return self._all_split(self.tree, self.workers or Here())
         search = self.tree if self.tree is not None else Search(strategy, bound)
         self.tree = search
         while True:
@@ -313,53 +284,21 @@ class Exploration:
             if not search.back_up():
                 return True
 
-    def _split(self, strategy: str, bound: int) -> Split:
-        """What is left to search, as items."""
-        if isinstance(self.tree, Split):
-            return self.tree
-        split = Split(strategy, bound, keys=self.program.sched.keys)
-        if self.tree is not None:
-            root = split.pending.popleft()
-            split.add(root, plain_stack(self.tree.stack), branches(self.tree))
-            split.executions = self.tree.executions
-        self.tree = split
-        return split
-
     def _all_split(self, split: Split, workers: Workers) -> bool:
         """The same by workers, items taken in order."""
         self._check_limits()
-        cut: Item | None = None
-        with closing(split.run(workers, self.program, self._is_over)) as results:
-            for item, result in results:
-                if result.executions > self._room:
-                    cut = item
-                    break
-                if self._take(split, item, result):
+        with closing(split.run(workers, self.program, self._is_over, lambda: self._room)) as results:
+            for path, result in results:
+                self.blocked += result.blocked
+                if path is not None:
+                    self._count(result.executions - 1)
+                    self._again(self.strategy, Along(path))
                     return False
+                self._count(result.executions)
                 self._check_limits()
-        if cut is not None:  # as far as the limit allows
-            result = search_item(
-                split.order(cut, self._room),
-                self.program.sched,
-                lambda picker: bool(self.program.once(picker).finding),
-            )
-            if self._take(split, cut, result):
-                return False
         if split.pending:
             self._check_limits()
         return not split.pending
-
-    def _take(self, split: Split, item: Item, result: Result) -> bool:
-        """Whether it found something."""
-        path = split.take(item, result)
-        self.program.sched.keys = tuple(split.keys)
-        self.blocked += result.blocked
-        if path is None:
-            self._count(result.executions)
-            return False
-        self._count(result.executions - 1)
-        self._again(self.strategy, Along(path))
-        return True
 
     def _bounded(self, alone: bool) -> int:
         """The most preemptions of which all schedules were covered; -1: none."""

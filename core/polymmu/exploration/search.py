@@ -22,7 +22,7 @@ First reading: ``Search.pick``, ``Search.back_up``; then ``_race``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import attrs
 
@@ -31,7 +31,7 @@ from polymmu.exploration.schedule import Diverged, default_pick
 from polymmu.sched.access import Access, commute
 from polymmu.sched.exploring import Halt
 
-__all__ = ["STRATEGIES", "Blocked", "Search"]
+__all__ = ["STRATEGIES", "Blocked", "Later", "Node", "Request", "Search"]
 
 STRATEGIES = ("dpor", "sleep", "naive", "bounded")
 
@@ -73,6 +73,40 @@ class Node:
         return tasks + self.options - self.value - 1
 
 
+class Later:
+    """How large the later branches of nodes are beside the first: sums over branches of nodes that are done.
+
+    Whoever is tried later has more tasks asleep below, so it makes a difference.
+    """
+
+    def __init__(self, sums: Iterable[float] = (0, 0, 0, 0, 0)) -> None:
+        self.size, self.first, self.size_squared, self.product, self.first_squared = sums
+
+    @property
+    def sums(self) -> list[float]:
+        """For a file."""
+        return [self.size, self.first, self.size_squared, self.product, self.first_squared]
+
+    def note(self, sizes: Sequence[int]) -> None:
+        """Branches of one node, in order."""
+        first = sizes[0]
+        for size in sizes[1:]:
+            self.size += size
+            self.first += first
+            self.size_squared += size * size
+            self.product += size * first
+            self.first_squared += first * first
+
+    @property
+    def ratio(self) -> tuple[float, float]:
+        """Of a later branch to the first, and the variance of that; of nothing, 1 and 1."""
+        if not self.first:
+            return 1.0, 1.0
+        ratio = self.size / self.first
+        missed = self.size_squared - 2 * ratio * self.product + ratio**2 * self.first_squared
+        return ratio, max(missed, 0.0) / self.first_squared
+
+
 Request = tuple[int, tuple[int, ...], int]
 """At this node, unless one of these tasks is tried there anyway, try this one."""
 
@@ -89,6 +123,7 @@ class Search:
         self.blocked = 0
         self.frozen = 0
         self.requests: dict[Request, None] = {}
+        self.later = Later()
         self.sleeps = strategy in ("dpor", "sleep")
         self.begin()
 
@@ -230,5 +265,6 @@ class Search:
                 if task not in node.tried and task not in node.sleep:
                     node.chosen, node.value, node.options, node.kind = task, 0, 1, ""
                     return True
+            self.later.note(node.sizes)
             self.stack.pop()
         return False

@@ -9,174 +9,42 @@ Everything is a function of the item alone, and results are taken in the order o
 for any number of workers. It visits the same complete executions as one that is not split, in another order; how
 many are blocked may differ.
 
-First reading: ``search_item``, ``Split.take``.
+First reading: ``items.search_item``, ``Split.take``.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from typing import Any
 
 import attrs
 
-from polymmu.description.load import sha256_of
-from polymmu.description.load_scenario import ScenarioFile
-from polymmu.errors import UserMistake
 from polymmu.exploration.estimate import Estimate, branches, total
-from polymmu.exploration.random_walks import Pct
-from polymmu.exploration.replay_file import versions
+from polymmu.exploration.items import (
+    BATCH,
+    Key,
+    Node,
+    Order,
+    Recipe,
+    Result,
+    first_found,
+    search_item,
+    search_order,
+)
 from polymmu.exploration.scenario import Explored
-from polymmu.exploration.search import Request, Search
-from polymmu.exploration.stack import learn, load_stack, path_of, plain_stack, renumbered
-from polymmu.sched.exploring import ExploringSched, Picker
+from polymmu.exploration.search import Later, Search
+from polymmu.exploration.stack import Once, Path, learn, load_stack, plain_stack, renumbered
 from polymmu.workers import Workers, in_order
 
-__all__ = ["BATCH", "Here", "Order", "Recipe", "Result", "Split", "first_found", "search_item"]
+__all__ = ["Here", "Split", "load_tree", "plain_tree", "split_up", "walk_in_order"]
 
-BATCH = 400
-"""Executions of an item: enough that handing it over costs nothing beside them."""
-Key = tuple[int, ...]
-Node = dict[str, Any]
+WALKS = 10
+"""Random walks that a worker does at a time."""
 
 
-# ---------------------------------------------------------------------- at a worker
-@attrs.frozen(kw_only=True)
-class Order:
-    """What to search. ``nodes``: the frozen ones, as ``plain_stack`` has them; ``keys``: whom their numbers mean."""
-
-    strategy: str
-    bound: int
-    nodes: Sequence[Node]
-    keys: Sequence[Key]
-    budget: int = BATCH
-
-
-@attrs.frozen(kw_only=True)
-class Result:
-    """What came of it. ``nodes``: of the stack that is left, without the frozen ones; ``sizes``: how large a branch
-    is at each, about; ``options``: outcomes of the item's first step; ``found``: the path to a violation."""
-
-    executions: int
-    blocked: int
-    nodes: Sequence[Node]
-    sizes: Sequence[Estimate]
-    options: int
-    requests: Sequence[Request]
-    keys: Sequence[Key]
-    found: Sequence[tuple[int, int]] | None
-
-
-def search_item(order: Order, sched: ExploringSched, once: Callable[[Picker], bool]) -> Result:
-    """Search below a path; ``once`` runs an execution and tells whether it found something."""
-    sched.keys = order.keys
-    search = Search(order.strategy, order.bound)
-    search.stack = load_stack(order.nodes)
-    search.frozen = len(search.stack)
-    if search.stack:
-        learn(search, [search.frozen - 1], once)
-    search.begin()
-    found = None
-    more = True
-    while more and search.executions < order.budget:
-        if once(search):
-            found = path_of(search.stack)
-        more = search.back_up() and found is None
-    return Result(
-        executions=search.executions,
-        blocked=search.blocked,
-        nodes=plain_stack(search.stack[search.frozen :]),
-        sizes=branches(search),
-        options=search.stack[search.frozen - 1].options if search.frozen else 1,
-        requests=tuple(search.requests),
-        keys=sched.keys,
-        found=found,
-    )
-
-
-@attrs.frozen(kw_only=True)
-class Recipe:
-    """How another process makes the same program."""
-
-    machine: str
-    machine_sha256: str
-    scenario_sha256: str
-    sets: tuple[str, ...]
-    variant: str | None
-    speculate: bool
-    versions: tuple[tuple[str, str], ...]
-    file: ScenarioFile = attrs.field(eq=False)
-
-    @classmethod
-    def of(cls, program: Explored) -> Recipe:
-        """Of a program that was made here."""
-        return cls(
-            machine=str(program.asked_for),
-            machine_sha256=sha256_of(program.machine.description),
-            scenario_sha256=program.file.sha256,
-            sets=tuple(program.machine.sets),
-            variant=program.variant,
-            speculate=program.speculate,
-            versions=tuple(versions().items()),
-            file=program.file,
-        )
-
-    def make(self) -> Explored:
-        """The program. Raises UserMistake where it would be another one."""
-        if self.versions != tuple(versions().items()):
-            raise UserMistake(
-                f"a worker has other versions ({dict(versions())}) than these ({dict(self.versions)}); install the same"
-            )
-        program = Explored(
-            self.machine, self.file, sets=self.sets, variant=self.variant, speculate=self.speculate
-        )
-        if sha256_of(program.machine.description) != self.machine_sha256:
-            raise UserMistake("is another file at a worker; give all the same", place=self.machine)
-        return program
-
-
-class _Made(threading.local):
-    """The program that a thread made last: greenlets stay in their thread."""
-
-    recipe: Recipe | None = None
-    program: Explored
-
-
-_made = _Made()
-
-
-def _program(recipe: Recipe) -> Explored:
-    if _made.recipe != recipe:
-        _made.program = recipe.make()
-        _made.recipe = recipe
-    return _made.program
-
-
-def _work(recipe: Recipe, order: Order) -> Result:
-    program = _program(recipe)
-    return search_item(order, program.sched, lambda picker: bool(program.once(picker).finding))
-
-
-def first_found(
-    recipe: Recipe, keys: Sequence[Key], seed: int, steps: int, walks: Sequence[tuple[int, int]]
-) -> tuple[int, int | None, Sequence[Key]]:
-    """Of some random walks (number, depth): how many were blocked, the number of the first to find something, and
-    the tasks that were met."""
-    program = _program(recipe)
-    program.sched.keys = keys
-    blocked, found = 0, None
-    for number, depth in walks:
-        outcome = program.once(Pct(seed, number, depth, steps))
-        if outcome.finding:
-            found = number
-            break
-        blocked += outcome.halted is not None
-    return blocked, found, program.sched.keys
-
-
-# ---------------------------------------------------------------------- at the coordinator
 @attrs.define(eq=False)
 class Place:
     """A node that items share. ``task``, ``value``: the pick at ``above`` that leads here."""
@@ -208,10 +76,10 @@ class Item:
     def places(self) -> list[tuple[Place, int, int]]:
         """The path: places with the pick at each."""
         path: list[tuple[Place, int, int]] = []
-        above, task, value = self.place, self.task, self.value
-        while above is not None:
-            path.append((above, task, value))
-            above, task, value = above.above, above.task, above.value
+        place, task, value = self.place, self.task, self.value
+        while place is not None:
+            path.append((place, task, value))
+            task, value, place = place.task, place.value, place.above
         return path[::-1]
 
 
@@ -259,7 +127,7 @@ class Split:
             budget=self.batch if budget is None else budget,
         )
 
-    def take(self, item: Item, result: Result) -> Sequence[tuple[int, int]] | None:
+    def take(self, item: Item, result: Result) -> Path | None:
         """Note what came of an item; the path to what it found, if it did."""
         self.taken += 1
         self.executions += result.executions
@@ -305,13 +173,31 @@ class Split:
         return total(item.size or Estimate(mean, mean) for item in self.pending)
 
     def run(
-        self, workers: Workers, program: Explored, stop: Callable[[], bool]
-    ) -> Generator[tuple[Item, Result], None, None]:
-        """Results to take, in the order of the items."""
+        self, workers: Workers, program: Explored, stop: Callable[[], bool], room: Callable[[], int]
+    ) -> Generator[tuple[Path | None, Result], None, None]:
+        """What comes of the items in their order, with the path to what was found. ``room``: for how many executions
+        there is; the item that has more is searched here for as many as there are."""
         recipe = Recipe.of(program)
-        return in_order(
-            workers, self.pending, lambda item: workers.submit(_work, recipe, self.order(item)), stop
-        )
+
+        def submit(item: Item) -> Future[Result]:
+            return workers.submit(search_order, recipe, self.order(item))
+
+        cut: Item | None = None
+        with closing(in_order(workers, self.pending, submit, stop)) as results:
+            for item, result in results:
+                if result.executions > room():
+                    cut = item
+                    break
+                yield self._taken(item, result, program), result
+        if cut is not None:
+            order = self.order(cut, room())
+            result = search_item(order, program.sched, lambda picker: bool(program.once(picker).finding))
+            yield self._taken(cut, result, program), result
+
+    def _taken(self, item: Item, result: Result, program: Explored) -> Path | None:
+        path = self.take(item, result)
+        program.sched.keys = tuple(self.keys)
+        return path
 
     # ------------------------------------------------------------------ as a value
     def to_dict(self) -> dict[str, Any]:
@@ -360,3 +246,66 @@ class Split:
         )
         split.executions, split.taken = data["executions"], data["taken"]
         return split
+
+
+# ---------------------------------------------------------------------- a tree that is split, or is not
+def plain_tree(tree: Search | Split | None) -> dict[str, Any] | None:
+    """What is searched, between two executions, for a file."""
+    if tree is None:
+        return None
+    if isinstance(tree, Split):
+        return tree.to_dict()
+    return {
+        "nodes": plain_stack(tree.stack),
+        "executions": tree.executions,
+        "blocked": tree.blocked,
+        "later": tree.later.sums,
+    }
+
+
+def load_tree(strategy: str, bound: int, data: dict[str, Any] | None, once: Once) -> Search | Split | None:
+    """Undo ``plain_tree``."""
+    if data is None:
+        return None
+    if "items" in data:
+        return Split.from_dict(strategy, bound, data)
+    search = Search(strategy, bound)
+    search.stack = load_stack(data["nodes"])
+    search.executions, search.blocked = data["executions"], data["blocked"]
+    search.later = Later(data["later"])
+    learn(search, range(len(search.stack)), once)
+    search.begin()
+    return search
+
+
+def split_up(strategy: str, bound: int, keys: Iterable[Key], tree: Search | Split | None) -> Split:
+    """All of a search, or what is left of one, as items."""
+    if isinstance(tree, Split):
+        return tree
+    split = Split(strategy, bound, keys=keys)
+    if tree is not None:
+        split.add(split.pending.popleft(), plain_stack(tree.stack), branches(tree))
+        split.executions = tree.executions
+    return split
+
+
+def walk_in_order(
+    workers: Workers,
+    program: Explored,
+    walks: Sequence[tuple[int, int]],
+    seed: int,
+    steps: int,
+    stop: Callable[[], bool],
+) -> Generator[tuple[int, int, int | None], None, None]:
+    """Random walks (number, depth) in order: how many found nothing, how many of these were blocked, and the number
+    of the first that found something."""
+    recipe, keys = Recipe.of(program), program.sched.keys
+    parts = deque(walks[at : at + WALKS] for at in range(0, len(walks), WALKS))
+
+    def submit(part: Sequence[tuple[int, int]]) -> Future[Any]:
+        return workers.submit(first_found, recipe, keys, seed, steps, part)
+
+    with closing(in_order(workers, parts, submit, stop)) as results:
+        for part, (blocked, found, met) in results:
+            program.sched.keys = tuple(dict.fromkeys((*program.sched.keys, *met)))
+            yield len(part) if found is None else found - part[0][0], blocked, found

@@ -18,7 +18,7 @@ from polymmu.exploration.search import Node, Search
 from polymmu.sched.access import Access
 from polymmu.sched.exploring import Halt, Picker
 
-__all__ = ["Along", "Once", "learn", "load_stack", "path_of", "plain_stack", "renumbered"]
+__all__ = ["Along", "Once", "Path", "learn", "load_stack", "path_of", "plain_stack", "renumbered"]
 
 Once = Callable[[Picker], object]
 """Runs one execution under a picker."""
