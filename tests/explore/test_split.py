@@ -29,7 +29,8 @@ PATIENT = Limits(seconds=3600)
 def split_search(program: Program, strategy: str, batch: int, bound: int = 0) -> tuple[list[Record], Split]:
     """Every execution of a split search, in one process that numbers tasks anew for each item."""
     runner = Runner(program)
-    split = Split(strategy, bound, batch=batch)
+    split = Split(strategy, bound)
+    split.batch = batch
     records: list[Record] = []
 
     def once(picker: Picker) -> bool:
@@ -100,7 +101,7 @@ def test_so_does_one_of_few_preemptions(bound: int) -> None:
 
 def test_what_is_left_can_be_written_down_at_any_time() -> None:
     program: Program = ((("bump", 0), ("bump", 1)),) * 2
-    split, runner, complete = Split("dpor", batch=2), Runner(program), 0
+    split, runner, complete = Split("dpor"), Runner(program), 0
     while split.pending:
         split = Split.from_dict("dpor", 0, split.to_dict())
         split.batch = 2

@@ -98,12 +98,12 @@ class Here:
 class Split:
     """The coordinator: what is left to search, and what is tried at nodes that are shared."""
 
-    def __init__(
-        self, strategy: str, bound: int = 0, *, keys: Iterable[Key] = (), batch: int = BATCH
-    ) -> None:
+    batch = BATCH
+    """Executions of an item."""
+
+    def __init__(self, strategy: str, bound: int = 0, *, keys: Iterable[Key] = ()) -> None:
         self.strategy = strategy
         self.bound = bound
-        self.batch = batch
         self.keys: dict[Key, int] = {key: number for number, key in enumerate(keys)}
         self.pending: deque[Item] = deque([Item(None, keys=len(self.keys))])
         self.executions = 0
