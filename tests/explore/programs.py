@@ -8,9 +8,9 @@ from typing import Any
 
 import attrs
 
-from polymmu.exploration.search import Blocked, Search
+from polymmu.exploration.search import Search
 from polymmu.sched.access import Access, Mode
-from polymmu.sched.exploring import ExploringSched, Stuck
+from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
 from polymmu.sched.locks import Mutex, RwSem, Spinlock
 
 Op = tuple[str, int]
@@ -72,10 +72,10 @@ class Runner:
         self.spins = [Spinlock(self.sched, f"spin{n}") for n in range(LOCKS)]
         self.sems = [RwSem(self.sched, f"sem{n}") for n in range(LOCKS)]
 
-    def once(self, search: Search) -> Record | None:
+    def once(self, search: Picker) -> Record | None:
         """One execution; None if it met only what was seen elsewhere."""
         sched = self.sched
-        words = [0] * WORDS
+        words = [0] * 8  # more than random programs use
         spins, sems = self.spins, self.sems
         for lock in (*spins, *sems):
             lock.held, lock.owner = False, None
@@ -165,7 +165,7 @@ class Runner:
         for index in range(len(self.program)):
             sched.spawn(f"t{index}", index, body(index))
         failure = sched.run(steps)
-        if isinstance(failure, Blocked):
+        if isinstance(failure, Halt):
             return None
         stuck = isinstance(failure, Stuck)
         if failure is not None and not stuck:
@@ -176,7 +176,7 @@ class Runner:
 class Steps:
     """A search as a picker, written down."""
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: Picker) -> None:
         self.search = search
         self.steps: list[tuple[object, list[tuple[object, str]]]] = []
         self.counts: dict[int, int] = {}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from polymmu.cli import common
+from polymmu.cli.watching import watching
 from polymmu.errors import UserMistake
 from polymmu.exploration import STRATEGIES
 
@@ -56,6 +58,15 @@ def add(commands: Any) -> None:
         "--require-complete", action="store_true", help="exit with 1 unless every interleaving was covered"
     )
     parser.add_argument("--replay", metavar="FILE", help="where to write a schedule that breaks something")
+    parser.add_argument(
+        "--resume",
+        metavar="FILE",
+        help="go on from FILE if it is there; leave it where Ctrl-C or a limit ended the search",
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="search with N processes")
+    parser.add_argument(
+        "--dask", metavar="ADDRESS", help="search with the workers of this scheduler (needs polymmu[dask])"
+    )
     common.add_sets(parser)
     common.add_output(parser)
     parser.set_defaults(run=run)
@@ -67,6 +78,10 @@ def run(options: argparse.Namespace) -> int:
     from polymmu.exploration.explored import explore
     from polymmu.exploration.explorer import Limits
 
+    if options.jobs < 1:
+        raise UserMistake(f"--jobs {options.jobs} is too few; give 1 or more")
+    if options.jobs > 1 and options.dask is not None:
+        raise UserMistake("--jobs and --dask both say who searches; give one of them")
     for name in ("random", "executions", "seconds", "preemptions"):
         if getattr(options, name) < 0:
             raise UserMistake(f"--{name} {getattr(options, name)} is negative; give 0 or more")
@@ -77,11 +92,13 @@ def run(options: argparse.Namespace) -> int:
         preemptions=options.preemptions,
     )
     if options.matrix:
+        if options.resume is not None:
+            raise UserMistake("--resume is for one scenario; leave out --matrix")
         return _matrix(options, limits)
     if len(options.scenario) != 1:
         raise UserMistake("explore takes one scenario; several, or the whole gallery, with --matrix")
     file = load_scenario(options.scenario[0])
-    with common.progress(options, file.scenario.name) as update:
+    with watching(options) as watcher:
         found = explore(
             file,
             options.machine,
@@ -94,7 +111,10 @@ def run(options: argparse.Namespace) -> int:
             memory_model=options.memory_model,
             replay=options.replay
             or f"{file.scenario.name}-{Path(options.machine or 'here').stem}.replay.json",
-            progress=None if update is None else lambda strategy, done: update(done, options.executions),
+            progress=watcher and partial(watcher, file.scenario.name),
+            jobs=options.jobs,
+            dask=options.dask,
+            resume=options.resume,
         )
     common.emit(options, found.to_dict(), lambda: str(found))
     verdict = found.verdict
@@ -109,12 +129,13 @@ def _matrix(options: argparse.Namespace, limits: Any) -> int:
     """One exploration per cell; interrupted it says what it has."""
     from polymmu.description.installed import scenario_files
     from polymmu.description.load_scenario import load_scenario
+    from polymmu.exploration.explored import workers_of
     from polymmu.exploration.matrix import cells, matrix_text
 
     names = options.scenario or [name for name in scenario_files() if name[0].isdigit()]
     found = []
     interrupted = False
-    with common.progress(options, "cells") as update:
+    with watching(options) as watcher, workers_of(options.jobs, options.dask) as workers:
         try:
             for cell in cells(
                 [load_scenario(name) for name in names],
@@ -124,13 +145,13 @@ def _matrix(options: argparse.Namespace, limits: Any) -> int:
                 sets=options.set,
                 limits=limits,
                 seed=options.seed or 0,
+                workers=workers,
+                progress=watcher,
             ):
                 found.append(cell)
                 interrupted |= cell.finding.verdict.interrupted
                 if interrupted:
                     break
-                if update is not None:
-                    update(len(found), 0)
         except KeyboardInterrupt:
             interrupted = True
     value: dict[str, Any] = {"schema": 1, "cells": [cell.to_dict() for cell in found]}

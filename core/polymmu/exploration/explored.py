@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from polymmu.description.load_scenario import ScenarioFile, load_scenario
 from polymmu.description.mistakes import unknown
 from polymmu.errors import UserMistake
 from polymmu.exploration import STRATEGIES
-from polymmu.exploration.explorer import Limits, Verdict, search, shrink
+from polymmu.exploration.explorer import Limits, Progress, Verdict, search, shrink
+from polymmu.exploration.interrupts import Interrupts
 from polymmu.exploration.replay_file import write_replay
 from polymmu.exploration.scenario import Explored
 from polymmu.exploration.schedule import Replay
 from polymmu.exploration.telling import Names, verdict_dict, verdict_text
+from polymmu.workers import Workers, connect, processes
 
-__all__ = ["Finding", "explore"]
+__all__ = ["Finding", "explore", "workers_of"]
 
 
 @attrs.frozen
@@ -53,15 +56,21 @@ def explore(
     speculate: bool = True,
     memory_model: str | None = None,
     replay: str | Path | None = None,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    jobs: int = 1,
+    dask: str | None = None,
+    resume: str | Path | None = None,
+    workers: Workers | None = None,
 ) -> Finding:
     """Look for an interleaving of ``scenario`` on ``machine`` that breaks something, or cover them all.
 
     ``machine`` None: the plain machine of the first architecture that the scenario is about, or of the host's.
     ``variant``: of a scenario with several (None: the fixed one). ``strategy``: ``portfolio``, ``default``, ``pct``,
-    ``dpor``, ``sleep``, ``naive`` or ``bounded``. ``memory_model``: ``sc`` or ``tso``
-    (None: the scenario's). ``replay``: where to write a schedule that breaks something, which
-    is made as short as can be first. ``progress(strategy, executions)`` is called after each execution. Raises
+    ``dpor``, ``sleep``, ``naive`` or ``bounded``. ``memory_model``: ``sc`` or ``tso`` (None: the scenario's).
+    ``replay``: where to write a schedule that breaks something, which
+    is made as short as can be first. ``progress`` is called after each execution, or several. ``jobs``: processes of
+    this machine that search; ``dask``: the address of a scheduler whose workers do; ``workers``: some that are there
+    already. ``resume``: a file to go on from, and to leave where a limit or Ctrl-C ended the search. Raises
     UserMistake; interrupted it says what it has.
     """
     if strategy not in STRATEGIES:
@@ -72,19 +81,51 @@ def explore(
     program = Explored(
         machine, file, sets=sets, variant=variant, speculate=speculate, memory_model=memory_model
     )
-    verdict = search(program, strategy, limits=limits, seed=seed, tell=progress)
-    if verdict.schedule is not None and verdict.outcome is not None:
-        schedule = verdict.schedule
-        if not schedule.unbounded:  # a livelock is as long as it is
-            schedule, _ = shrink(program, schedule, verdict.outcome)
-        unbounded = schedule.unbounded
-        outcome, schedule = program.told(Replay(schedule, strict=False), unbounded=unbounded)
-        schedule = attrs.evolve(schedule, unbounded=unbounded)
-        verdict = attrs.evolve(verdict, schedule=schedule, outcome=outcome)
-        if replay is not None:
-            write_replay(Path(replay), program, schedule, outcome, file.filename)
+    with Interrupts() as interrupts, workers_of(jobs, dask, workers) as helpers:
+
+        def stop() -> bool:
+            return bool(interrupts.asked)
+
+        verdict = search(
+            program,
+            strategy,
+            limits=limits,
+            seed=seed,
+            tell=progress,
+            stop=stop,
+            workers=helpers,
+            checkpoint=None if resume is None else Path(resume),
+        )
+        if verdict.schedule is not None and verdict.outcome is not None:
+            interrupts.patient = True
+            schedule = verdict.schedule
+            if not schedule.unbounded:  # a livelock is as long as it is
+                schedule, _ = shrink(program, schedule, verdict.outcome, stop)
+            unbounded = schedule.unbounded
+            outcome, schedule = program.told(Replay(schedule, strict=False), unbounded=unbounded)
+            schedule = attrs.evolve(schedule, unbounded=unbounded)
+            verdict = attrs.evolve(verdict, schedule=schedule, outcome=outcome, interrupted=stop())
+            if replay is not None:
+                write_replay(Path(replay), program, schedule, outcome, file.filename)
     written = str(replay) if replay is not None and verdict.schedule is not None else None
     return Finding(verdict, file.scenario.name, program.machine.name, program.sched.names, written)
+
+
+@contextmanager
+def workers_of(jobs: int, dask: str | None, workers: Workers | None = None) -> Iterator[Workers | None]:
+    """``workers``, or those that were asked for; None: nobody else. Raises UserMistake."""
+    if jobs < 1:
+        raise UserMistake(f"jobs {jobs} are too few; give 1 or more")
+    if workers is not None:
+        yield workers
+    elif dask is not None:
+        with connect("dask", dask) as cluster:
+            yield cluster
+    elif jobs > 1:
+        with processes(jobs, "polymmu.exploration.items") as pool:
+            yield pool
+    else:
+        yield None
 
 
 def _plain_machine(file: ScenarioFile) -> str:

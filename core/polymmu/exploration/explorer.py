@@ -11,94 +11,106 @@ First reading: ``Exploration.run``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import attrs
 
+from polymmu.errors import UserMistake
+from polymmu.exploration.checkpoint import Checkpoint, identity
+from polymmu.exploration.estimate import left_of
 from polymmu.exploration.random_walks import Fair, Pct
 from polymmu.exploration.scenario import Explored, Outcome
 from polymmu.exploration.schedule import Recorder, Replay, Schedule
 from polymmu.exploration.search import Search
+from polymmu.exploration.split import Here, Split, load_tree, plain_tree, split_up, walk_in_order
+from polymmu.exploration.stack import Along
+from polymmu.exploration.verdict import Left, Limits, Progress, Verdict
 from polymmu.sched.exploring import Picker
+from polymmu.workers import Workers
 
-__all__ = ["Limits", "Verdict", "search", "shrink"]
+__all__ = ["Left", "Limits", "Progress", "Verdict", "search", "shrink"]
 
 FAIR_TURNS = (1, 4, 16)
 PCT_DEPTHS = (3, 2, 5, 1, 4)
-
-
-@attrs.frozen(kw_only=True)
-class Limits:
-    """When to stop. ``random``: schedules tried at random first; ``executions``, ``seconds``: of everything;
-    ``preemptions``: the most that the fallback covers."""
-
-    random: int = 100
-    executions: int = 20_000
-    seconds: float = 60.0
-    preemptions: int = 2
-
-
-@attrs.frozen(kw_only=True)
-class Verdict:
-    """``verdict``: clean, violation, bounded (all schedules of few preemptions) or sampled."""
-
-    verdict: str
-    complete: bool
-    strategy: str
-    executions: int
-    blocked: int
-    seconds: float
-    bounds: Mapping[str, Any]
-    outcome: Outcome | None = None
-    schedule: Schedule | None = None
-    interrupted: bool = False
+STAGES = ("default", "fair", "pct", "all", "bounded")
+KEEP_SECONDS = 30.0
+"""How often the state of a long search goes to its file."""
 
 
 class Enough(Exception):
-    """A limit was reached."""
+    """A limit was reached, or somebody asked to stop."""
 
 
 class Exploration:
-    """One portfolio on one scenario."""
+    """One portfolio on one scenario. Where it is, is a value: ``state``; ``go_on`` from one."""
 
     def __init__(
-        self, program: Explored, limits: Limits, seed: int, tell: Callable[[str, int], None]
+        self,
+        program: Explored,
+        limits: Limits,
+        seed: int,
+        tell: Callable[[Progress], None] | None,
+        *,
+        stop: Callable[[], bool],
+        workers: Workers | None,
+        checkpoint: Checkpoint | None,
     ) -> None:
         self.program = program
         self.limits = limits
         self.seed = seed
         self.tell = tell
+        self.stop = stop
+        self.workers = workers
+        self.checkpoint = checkpoint
         self.executions = 0
         self.blocked = 0
         self.steps = 0
-        self.began = time.monotonic()
+        self.began = self.kept = self.started = time.monotonic()
+        self.earlier = 0
+        """Executions before this was resumed."""
         self.strategy = ""
+        self.stage = STAGES[0]
+        self.position = 0
+        """What comes next in the stage: a number of a schedule, or a bound."""
+        self.tree: Search | Split | None = None
+        """What the stage searches, and who counts what was done in it."""
+        self.left: Left | None = None
+        self.is_unfinished = False
+        """Whether there is something to go on with."""
         self.found: tuple[Outcome, Schedule] | None = None
 
     def run(self, strategy: str) -> Verdict:
         """Try what ``strategy`` names, or everything in turn (``portfolio``)."""
-        verdict, complete, bound = "sampled", False, -1
+        complete, bound = False, -1
         interrupted = False
         try:
-            if strategy in ("portfolio", "default"):
+            if self._is_due("default", strategy in ("portfolio", "default")):
                 self._once("default", Replay(Schedule(), strict=False))
-            if strategy in ("portfolio", "fair") and not self.found and self.program.sched.budgets:
+            if self._is_due("fair", strategy in ("portfolio", "fair")) and self.program.sched.budgets:
                 self._fair()
-            if strategy in ("portfolio", "pct") and not self.found:
+            if self._is_due("pct", strategy in ("portfolio", "pct")):
                 self._random()
-            if strategy in ("portfolio", "dpor", "sleep", "naive") and not self.found:
-                complete = self._all(Search("dpor" if strategy == "portfolio" else strategy))
-                verdict = "clean"
+            if self._is_due("all", strategy in ("portfolio", "dpor", "sleep", "naive")):
+                complete = self._all("dpor" if strategy == "portfolio" else strategy, 0)
         except Enough:
-            pass
+            interrupted, self.is_unfinished = self.stop(), True
+            self._keep()
         except KeyboardInterrupt:
-            interrupted = True
-        if not complete and not self.found and not interrupted and strategy in ("portfolio", "bounded"):
-            bound = self._bounded(strategy == "bounded")
-            verdict = "bounded" if bound >= 0 else "sampled"
-        if self.found:
-            verdict, complete = "violation", False
+            interrupted = self.is_unfinished = True
+        if not complete and not interrupted and self._is_due("bounded", strategy in ("portfolio", "bounded")):
+            try:
+                bound = self._bounded(strategy == "bounded")
+                interrupted = self.stop()
+            except KeyboardInterrupt:
+                interrupted = self.is_unfinished = True
+        if self.checkpoint is not None and (self.found or not self.is_unfinished):
+            self.checkpoint.remove()
+        return self._verdict(complete and not self.found, bound, interrupted)
+
+    def _verdict(self, complete: bool, bound: int, interrupted: bool) -> Verdict:
         bounds: dict[str, Any] = {
             "memory_model": self.program.memory_model,
             "hardware_memory_model": self.program.hardware_model,
@@ -109,75 +121,207 @@ class Exploration:
             bounds["store_buffer"] = self.program.sched.buffers.depth
         if bound >= 0:
             bounds["preemptions"] = bound
+        verdict = "clean" if complete else "bounded" if bound >= 0 else "sampled"
         return Verdict(
-            verdict=verdict if complete or verdict != "clean" else "sampled",
+            verdict="violation" if self.found else verdict,
             complete=complete,
             strategy=self.strategy,
             executions=self.executions,
             blocked=self.blocked,
-            seconds=time.monotonic() - self.began,
+            seconds=self.seconds,
             bounds=bounds,
             outcome=self.found[0] if self.found else None,
             schedule=self.found[1] if self.found else None,
             interrupted=interrupted,
+            left=None if self.found else self.left,
         )
 
+    # ------------------------------------------------------------------ where it is
+    @property
+    def seconds(self) -> float:
+        """All of it, with what was before it was resumed."""
+        return time.monotonic() - self.began
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Go on from where ``state`` was taken."""
+        self.program.sched.keys = tuple(map(tuple, state["keys"]))
+        for name in ("executions", "blocked", "steps", "strategy", "stage", "position"):
+            setattr(self, name, state[name])
+        self.earlier = self.executions
+        self.began -= state["seconds"]
+        self.tree = load_tree(self.strategy, self._bound, state["tree"], self.program.once)
+
+    def state(self) -> dict[str, Any]:
+        """Where it is, between two executions."""
+        return {
+            "executions": self.executions,
+            "blocked": self.blocked,
+            "steps": self.steps,
+            "strategy": self.strategy,
+            "stage": self.stage,
+            "position": self.position,
+            "seconds": self.seconds,
+            "keys": [list(key) for key in self.program.sched.keys],
+            "tree": plain_tree(self.tree),
+        }
+
+    def _keep(self) -> None:
+        self.kept = time.monotonic()
+        if self.checkpoint is not None:
+            self.checkpoint.write(self.state())
+
+    def _is_due(self, stage: str, wanted: bool) -> bool:
+        """Whether ``stage`` is to begin, or to go on."""
+        if self.found or not wanted or STAGES.index(stage) < STAGES.index(self.stage):
+            return False
+        if stage != self.stage:
+            self.stage, self.position, self.tree = stage, 0, None
+        return True
+
+    @property
+    def _bound(self) -> int:
+        return self.position if self.stage == "bounded" else 0
+
+    def estimate(self) -> Left | None:
+        """What is left of the search for everything, between two executions."""
+        if self.stage != "all" or self.tree is None or not self.tree.executions:
+            return None
+        left = self.tree.left if isinstance(self.tree, Split) else left_of(self.tree)
+        seconds = left.executions * self.seconds / self.executions
+        return Left(round(left.executions), round(left.error), round(seconds, 1))
+
+    # ------------------------------------------------------------------ one execution, and whether another
     def _once(self, strategy: str, picker: Picker, *, unbounded: bool = False) -> bool:
         """One execution; whether it found something."""
         self.strategy = strategy
         recorder = Recorder(picker)
         outcome = self.program.once(recorder, unbounded=unbounded)
-        self.executions += 1
         self.blocked += outcome.halted is not None
         if not self.steps:
             self.steps = len(recorder.schedule.steps)
         if outcome.finding:
             self.found = outcome, attrs.evolve(recorder.schedule, unbounded=unbounded)
-        self.tell(strategy, self.executions)
+        self._count(1)
         return self.found is not None
 
-    def _check_limits(self) -> None:
-        if self.executions >= self.limits.executions or time.monotonic() - self.began > self.limits.seconds:
-            raise Enough
+    def _count(self, executions: int) -> None:
+        self.executions += executions
+        if self.tell is None:
+            return
+        bound = self.position if self.stage == "bounded" else None
+        self.tell(Progress(self.strategy, self.executions, self.seconds, bound, self.estimate))
 
+    @property
+    def _room(self) -> int:
+        """Executions until the limit."""
+        return self.limits.executions + self.earlier - self.executions
+
+    def _is_over(self) -> bool:
+        return self.stop() or time.monotonic() - self.started > self.limits.seconds
+
+    def _check_limits(self) -> None:
+        """Between two executions."""
+        if self._room <= 0 or self._is_over():
+            if self.stage == "all":
+                self.left = self.estimate()
+            raise Enough
+        if time.monotonic() - self.kept > KEEP_SECONDS and not self.is_unfinished:
+            self._keep()
+
+    # ------------------------------------------------------------------ the stages
     def _fair(self) -> None:
         """Whether it ends, however often somebody asks."""
-        for turns in FAIR_TURNS:
+        for turns in FAIR_TURNS[self.position :]:
             self._check_limits()
             if self._once("fair", Fair(turns), unbounded=True):
                 return
+            self.position += 1
 
     def _random(self) -> None:
-        for number in range(self.limits.random):
+        if self.workers is not None:
+            self._random_split(self.workers)
+            return
+        while self.position < self.limits.random:
             self._check_limits()
-            if self._once(
-                "pct", Pct(self.seed, number, PCT_DEPTHS[number % len(PCT_DEPTHS)], max(self.steps, 50))
-            ):
+            if self._once("pct", self._walk(self.position)):
                 return
+            self.position += 1
 
-    def _all(self, search: Search) -> bool:
+    def _walk(self, number: int) -> Pct:
+        return Pct(self.seed, number, PCT_DEPTHS[number % len(PCT_DEPTHS)], max(self.steps, 50))
+
+    def _random_split(self, workers: Workers) -> None:
+        """The same, and the same one found: results are taken in order."""
+        self._check_limits()
+        self.strategy = "pct"
+        end = min(self.limits.random, self.position + self._room)
+        walks = [(number, PCT_DEPTHS[number % len(PCT_DEPTHS)]) for number in range(self.position, end)]
+        steps = max(self.steps, 50)
+        with closing(walk_in_order(workers, self.program, walks, self.seed, steps, self._is_over)) as results:
+            for clean, blocked, found in results:
+                self.position += clean
+                self.blocked += blocked
+                self._count(clean)
+                if found is not None:
+                    self._again("pct", self._walk(found))
+                    return
+        if self.position < self.limits.random:
+            self._check_limits()
+
+    def _again(self, strategy: str, picker: Picker) -> None:
+        """Find here what a worker found."""
+        found = self._once(strategy, picker)
+        assert found, "what a worker found is not found again"
+
+    def _all(self, strategy: str, bound: int) -> bool:
         """Whether everything was covered."""
+        self.strategy = strategy
+        if isinstance(self.tree, Split) or self.workers is not None:
+            self.tree = split_up(strategy, bound, self.program.sched.keys, self.tree)
+            return self._all_split(self.tree, self.workers or Here())
+        search = self.tree if self.tree is not None else Search(strategy, bound)
+        self.tree = search
         while True:
             self._check_limits()
-            if self._once(search.strategy, search):
+            if self._once(strategy, search):
                 return False
             if not search.back_up():
                 return True
 
+    def _all_split(self, split: Split, workers: Workers) -> bool:
+        """The same by workers, items taken in order."""
+        self._check_limits()
+        with closing(split.run(workers, self.program, self._is_over, lambda: self._room)) as results:
+            for path, result in results:
+                self.blocked += result.blocked
+                if path is not None:
+                    self._count(result.executions - 1)
+                    self._again(self.strategy, Along(path))
+                    return False
+                self._count(result.executions)
+                self._check_limits()
+        if split.pending:
+            self._check_limits()
+        return not split.pending
+
     def _bounded(self, alone: bool) -> int:
         """The most preemptions of which all schedules were covered; -1: none."""
-        covered = -1
         half = attrs.evolve(
             self.limits, seconds=self.limits.seconds * 1.5, executions=self.limits.executions * 3 // 2
         )
         self.limits = self.limits if alone else half
+        covered = self.position - 1
         try:
-            for bound in range(self.limits.preemptions + 1):
-                if not self._all(Search("bounded", bound)):
+            for bound in range(self.position, self.limits.preemptions + 1):
+                self.position = bound
+                if not self._all("bounded", bound):
                     break
                 covered = bound
+                self.tree = None
         except Enough:
-            pass
+            if alone:
+                self.is_unfinished = True
+                self._keep()
         return covered
 
 
@@ -187,16 +331,40 @@ def search(
     *,
     limits: Limits | None = None,
     seed: int = 0,
-    tell: Callable[[str, int], None] | None = None,
+    tell: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    workers: Workers | None = None,
+    checkpoint: Path | None = None,
 ) -> Verdict:
-    """Look for a schedule of ``program`` that breaks something. ``tell(strategy, executions)`` after each execution."""
-    return Exploration(program, limits or Limits(), seed, tell or (lambda strategy, executions: None)).run(
-        strategy
-    )
+    """Look for a schedule of ``program`` that breaks something. ``tell`` is called after each execution, or several;
+    ``stop`` is asked between two. ``workers``: who else searches; ``checkpoint``: a file to go on from, and to leave
+    where there is something to go on with. Raises UserMistake where the file is another search's."""
+    limits = limits or Limits()
+    file = None
+    if checkpoint is not None:
+        file = Checkpoint(checkpoint, identity(program, strategy, seed, limits.random))
+    exploration = Exploration(program, limits, seed, tell, stop=stop, workers=workers, checkpoint=file)
+    state = file.read() if file is not None else None
+    if state is not None:
+        try:
+            exploration.go_on(state)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise UserMistake(
+                f"is damaged ({error!r}); name another file to begin anew", place=str(checkpoint)
+            ) from None
+    return exploration.run(strategy)
 
 
-def shrink(program: Explored, schedule: Schedule, outcome: Outcome) -> tuple[Schedule, int]:
-    """A schedule with as few exceptions as can be that breaks the same invariant; and how many executions that took."""
+def shrink(
+    program: Explored,
+    schedule: Schedule,
+    outcome: Outcome,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[Schedule, int]:
+    """A schedule with as few exceptions as can be that breaks the same invariant; and how many executions that took.
+
+    ``stop`` is asked between two executions: then it is the best until there.
+    """
     tries = 0
     items: list[tuple[str, tuple[int, int], int]] = [
         *(("turn", at, to) for at, to in schedule.turns.items()),
@@ -220,10 +388,10 @@ def shrink(program: Explored, schedule: Schedule, outcome: Outcome) -> tuple[Sch
         return True
 
     size = max(len(items) // 2, 1)
-    while items and size:
+    while items and size and not stop():
         for start in _starts(len(items), size):
             rest = items[:start] + items[start + size :]
-            if fails(rest):
+            if stop() or fails(rest):
                 items = rest
                 break
         else:

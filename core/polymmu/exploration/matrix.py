@@ -6,7 +6,8 @@ make no sense (a machine the scenario is not about, choices that exclude each ot
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -17,7 +18,8 @@ from polymmu.description.load_scenario import ScenarioFile
 from polymmu.description.releases import by_age
 from polymmu.errors import UserMistake
 from polymmu.exploration.explored import Finding, explore
-from polymmu.exploration.explorer import Limits
+from polymmu.exploration.explorer import Limits, Progress
+from polymmu.workers import Workers
 
 __all__ = ["Cell", "cells", "matrix_text"]
 
@@ -51,8 +53,11 @@ def cells(
     sets: Sequence[str] = (),
     limits: Limits | None = None,
     seed: int = 0,
+    workers: Workers | None = None,
+    progress: Callable[[str, Progress], None] | None = None,
 ) -> Iterator[Cell]:
-    """Every cell, one after another. ``machine``, ``variant``: these only. Raises UserMistake."""
+    """Every cell, one after another. ``machine``, ``variant``: these only. ``progress`` is also told which cell it is.
+    Raises UserMistake."""
     known = machine_files()
     for file in scenarios:
         arches = file.scenario.arches or tuple(registry.installed_arches())
@@ -67,6 +72,8 @@ def cells(
                         sets=[*sets, *how],
                         limits=limits,
                         seed=seed,
+                        workers=workers,
+                        progress=progress and partial(progress, f"{file.scenario.name} {name} {kernel}"),
                     )
                 except UserMistake:
                     if machine is not None:

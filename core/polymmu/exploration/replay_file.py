@@ -50,7 +50,7 @@ def write_replay(path: Path, program: Explored, schedule: Schedule, outcome: Out
         "speculate": program.speculate,
         "versions": versions(),
         "memory_model": program.memory_model,
-        "tasks": program.sched.tasks,
+        "tasks": [list(key) for key in program.sched.keys],
         "invariant": outcome.invariant,
         "finding": outcome.finding,
         "schedule": schedule.to_dict(),
@@ -119,7 +119,7 @@ def replay(path: Path) -> tuple[Explored, Outcome, Schedule]:
         speculate=data["speculate"],
         memory_model=data["memory_model"],
     )
-    program.sched.number_tasks(data["tasks"])
+    program.sched.keys = tuple(map(tuple, data["tasks"]))
     try:
         outcome, schedule = program.told(
             Replay(file.schedule, strict=True), unbounded=file.schedule.unbounded

@@ -14,12 +14,15 @@ with something left to try. What is left to try is what the kinds of search diff
 
 Outcomes of choices are tried one after another at their node.
 
+Nodes at the bottom of the stack may be somebody else's (``frozen``): the search stays below them, and asks where it
+finds that something is to be tried at one (``requests``).
+
 First reading: ``Search.pick``, ``Search.back_up``; then ``_race``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import attrs
 
@@ -28,7 +31,7 @@ from polymmu.exploration.schedule import Diverged, default_pick
 from polymmu.sched.access import Access, commute
 from polymmu.sched.exploring import Halt
 
-__all__ = ["STRATEGIES", "Blocked", "Search"]
+__all__ = ["STRATEGIES", "Blocked", "Later", "Node", "Request", "Search"]
 
 STRATEGIES = ("dpor", "sleep", "naive", "bounded")
 
@@ -53,11 +56,59 @@ class Node:
     options: int = 1
     did: tuple[Access, ...] = ()
     tried: dict[int, tuple[Access, ...]] = attrs.field(factory=dict)
+    began: int = 0
+    """Executions when the present branch was begun."""
+    sizes: list[int] = attrs.field(factory=list)
+    """Executions of each branch that is done."""
 
     @property
     def preemptions(self) -> int:
         """Until here, with this pick."""
         return self.before + (self.chosen != self.current and self.current in self.able)
+
+    @property
+    def untried(self) -> int:
+        """How many branches are left, as far as is known."""
+        tasks = sum(task not in self.tried and task != self.chosen for task in self.to_try)
+        return tasks + self.options - self.value - 1
+
+
+class Later:
+    """How large the later branches of nodes are beside the first: sums over branches of nodes that are done.
+
+    Whoever is tried later has more tasks asleep below, so it makes a difference.
+    """
+
+    def __init__(self, sums: Iterable[float] = (0, 0, 0, 0, 0)) -> None:
+        self.size, self.first, self.size_squared, self.product, self.first_squared = sums
+
+    @property
+    def sums(self) -> list[float]:
+        """For a file."""
+        return [self.size, self.first, self.size_squared, self.product, self.first_squared]
+
+    def note(self, sizes: Sequence[int]) -> None:
+        """Branches of one node, in order."""
+        first = sizes[0]
+        for size in sizes[1:]:
+            self.size += size
+            self.first += first
+            self.size_squared += size * size
+            self.product += size * first
+            self.first_squared += first * first
+
+    @property
+    def ratio(self) -> tuple[float, float]:
+        """Of a later branch to the first, and the variance of that; of nothing, 1 and 1."""
+        if not self.first:
+            return 1.0, 1.0
+        ratio = self.size / self.first
+        missed = self.size_squared - 2 * ratio * self.product + ratio**2 * self.first_squared
+        return ratio, max(missed, 0.0) / self.first_squared
+
+
+Request = tuple[int, tuple[int, ...], int]
+"""At this node, unless one of these tasks is tried there anyway, try this one."""
 
 
 class Search:
@@ -70,10 +121,14 @@ class Search:
         self.stack: list[Node] = []
         self.executions = 0
         self.blocked = 0
-        self._sleeps = strategy in ("dpor", "sleep")
-        self._begin()
+        self.frozen = 0
+        self.requests: dict[Request, None] = {}
+        self.later = Later()
+        self.sleeps = strategy in ("dpor", "sleep")
+        self.begin()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Be ready for an execution along the stack."""
         self._depth = 0
         self._ran_into_sleep = False
         self._trace = Trace()
@@ -101,7 +156,7 @@ class Search:
     def _new_node(self, current: int, able: Sequence[int]) -> Node:
         sleep: dict[int, tuple[Access, ...]] = {}
         parent = self.stack[-1] if self.stack else None
-        if parent is not None and self._sleeps:
+        if parent is not None and self.sleeps:
             for asleep in (parent.sleep, parent.tried):
                 for task, accesses in asleep.items():
                     if task != parent.chosen and commute(accesses, parent.did):
@@ -117,7 +172,7 @@ class Search:
             self.strategy == "bounded" and (current not in able or used < self.bound)
         ):
             to_try += [task for task in awake if task != chosen]
-        return Node(current, tuple(able), sleep, chosen, to_try, used)
+        return Node(current, tuple(able), sleep, chosen, to_try, used, began=self.executions)
 
     def choose(self, options: int) -> int:
         """See ``Picker``."""
@@ -169,11 +224,16 @@ class Search:
             return
         wanted = task if task in first else first[0]
         # Where its CPU was another's, who could not be made to give it up, its turn was before that one took it.
-        while wanted not in node.able and earlier:
-            earlier -= 1
-            node = self.stack[earlier]
-        if wanted not in node.to_try and wanted not in node.sleep:
+        at = earlier
+        while wanted not in node.able and at:
+            at -= 1
+            node = self.stack[at]
+        if wanted in node.to_try or wanted in node.sleep:
+            return
+        if at >= self.frozen:
             node.to_try.append(wanted)
+        else:  # what is asked for is no promise: it covers nothing yet
+            self.requests[at, tuple(first) if at == earlier else (), wanted] = None
 
     def _leads_to(self, step: int, later: int, task: int) -> bool:
         """Whether ``step`` had to come before step ``later`` of ``task`` (which may never happen)."""
@@ -188,12 +248,14 @@ class Search:
         self.executions += 1
         self.blocked += self._ran_into_sleep
         more = self._next_branch()
-        self._begin()
+        self.begin()
         return more
 
     def _next_branch(self) -> bool:
-        while self.stack:
+        while len(self.stack) > self.frozen:
             node = self.stack[-1]
+            node.sizes.append(self.executions - node.began)
+            node.began = self.executions
             if node.value + 1 < node.options:
                 node.value += 1
                 node.tried[node.chosen] = node.tried.get(node.chosen, ()) + node.did
@@ -203,5 +265,6 @@ class Search:
                 if task not in node.tried and task not in node.sleep:
                     node.chosen, node.value, node.options, node.kind = task, 0, 1, ""
                     return True
+            self.later.note(node.sizes)
             self.stack.pop()
         return False

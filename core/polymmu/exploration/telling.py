@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polymmu.exploration.explorer import Verdict
+import attrs
+
+from polymmu.exploration.explorer import Left, Verdict
 from polymmu.exploration.schedule import Schedule, Step
 
-__all__ = ["columns", "steps_of", "verdict_dict", "verdict_text"]
+__all__ = ["columns", "duration", "left_text", "steps_of", "verdict_dict", "verdict_text"]
 
 Names = Mapping[int, tuple[str, int]]
 WIDTH = 38
@@ -79,6 +81,7 @@ def verdict_dict(
         "blocked": verdict.blocked,
         "bounds": dict(verdict.bounds),
         "seconds": round(verdict.seconds, 3),
+        "left": None if verdict.left is None else attrs.asdict(verdict.left),
         "violation": None,
     }
     if verdict.interrupted:
@@ -128,4 +131,23 @@ def verdict_text(verdict: Verdict, scenario: str, machine: str, names: Names, re
         "beyond that nothing is claimed",
         "sampled": "sampled: these executions broke nothing; that is all that is claimed",
     }
-    return "\n".join([claims[verdict.verdict], head, f"{count}; budgets of choices: {choices}"])
+    lines = [claims[verdict.verdict], head, f"{count}; budgets of choices: {choices}"]
+    if verdict.interrupted:
+        lines.append("interrupted: this is what was covered until then")
+    if verdict.left is not None:
+        lines.append(f"to cover every interleaving: {left_text(verdict.left)}")
+    return "\n".join(lines)
+
+
+def left_text(left: Left) -> str:
+    """An estimate for people."""
+    return f"about {left.executions} executions (+- {left.error}) left, {duration(left.seconds)} at this rate"
+
+
+def duration(seconds: float) -> str:
+    """Two units at most."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"

@@ -213,14 +213,14 @@ class ExploringSched(TaskSched):
         return self._numbers, self._pool, self.names
 
     @property
-    def tasks(self) -> list[list[int]]:
-        """Who has which number: their keys, in the order of their numbers."""
-        return [list(key) for key in self._numbers]
+    def keys(self) -> tuple[Key, ...]:
+        """Whom each number stands for."""
+        return tuple(self._numbers)
 
-    def number_tasks(self, keys: Sequence[Sequence[int]]) -> None:
-        """Let tasks have the numbers that they had elsewhere."""
+    @keys.setter
+    def keys(self, keys: Sequence[Key]) -> None:
         self._numbers.clear()
-        self._numbers.update({tuple(key): number for number, key in enumerate(keys)})
+        self._numbers.update((key, number) for number, key in enumerate(keys))
 
     @property
     def watches(self) -> bool:
