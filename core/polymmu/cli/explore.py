@@ -51,6 +51,7 @@ def add(commands: Any) -> None:
         "--require-complete", action="store_true", help="exit with 1 unless every interleaving was covered"
     )
     parser.add_argument("--replay", metavar="FILE", help="where to write a schedule that breaks something")
+    parser.add_argument("--timeline", metavar="FILE", help="where to write that schedule for Perfetto")
     common.add_sets(parser)
     common.add_output(parser)
     parser.set_defaults(run=run)
@@ -88,6 +89,7 @@ def run(options: argparse.Namespace) -> int:
             speculate=options.speculate,
             replay=options.replay
             or f"{file.scenario.name}-{Path(options.machine or 'here').stem}.replay.json",
+            timeline=options.timeline,
             progress=None if update is None else lambda strategy, done: update(done, options.executions),
         )
     common.emit(options, found.to_dict(), lambda: str(found))

@@ -14,11 +14,12 @@ from polymmu.description.load_scenario import ScenarioFile, load_scenario
 from polymmu.description.mistakes import unknown
 from polymmu.errors import UserMistake
 from polymmu.exploration import STRATEGIES
-from polymmu.exploration.explorer import Limits, Verdict, search, shrink
+from polymmu.exploration.explorer import Limits, Verdict, search
+from polymmu.exploration.handover import Broken, hand_over
 from polymmu.exploration.replay_file import write_replay
 from polymmu.exploration.scenario import Explored
-from polymmu.exploration.schedule import Replay
-from polymmu.exploration.telling import Names, verdict_dict, verdict_text
+from polymmu.exploration.telling import verdict_dict, verdict_text
+from polymmu.exploration.timeline import write_timeline
 
 __all__ = ["Finding", "explore"]
 
@@ -30,15 +31,15 @@ class Finding:
     verdict: Verdict
     scenario: str
     machine: str
-    names: Names
+    broken: Broken | None = None
     replay: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Exactly the JSON of ``polymmu explore``."""
-        return verdict_dict(self.verdict, self.scenario, self.machine, self.names, self.replay)
+        return verdict_dict(self.verdict, self.scenario, self.machine, self.broken, self.replay)
 
     def __str__(self) -> str:
-        return verdict_text(self.verdict, self.scenario, self.machine, self.names, self.replay)
+        return verdict_text(self.verdict, self.scenario, self.machine, self.broken, self.replay)
 
 
 def explore(
@@ -52,15 +53,16 @@ def explore(
     seed: int = 0,
     speculate: bool = True,
     replay: str | Path | None = None,
+    timeline: str | Path | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> Finding:
     """Look for an interleaving of ``scenario`` on ``machine`` that breaks something, or cover them all.
 
     ``machine`` None: the plain machine of the first architecture that the scenario is about, or of the host's.
     ``variant``: of a scenario with several (None: the fixed one). ``strategy``: ``portfolio``, ``default``, ``pct``,
-    ``dpor``, ``sleep``, ``naive`` or ``bounded``. ``replay``: where to write a schedule that breaks something, which
-    is made as short as can be first. ``progress(strategy, executions)`` is called after each execution. Raises
-    UserMistake; interrupted it says what it has.
+    ``dpor``, ``sleep``, ``naive`` or ``bounded``. What breaks something is made as short as can be; ``replay``: where
+    to write that schedule, ``timeline``: where to write it for Perfetto. ``progress(strategy, executions)`` is called
+    after each execution. Raises UserMistake; interrupted it says what it has.
     """
     if strategy not in STRATEGIES:
         raise UserMistake(unknown("strategy", strategy, STRATEGIES))
@@ -69,18 +71,22 @@ def explore(
         machine = _plain_machine(file)
     program = Explored(machine, file, sets=sets, variant=variant, speculate=speculate)
     verdict = search(program, strategy, limits=limits, seed=seed, tell=progress)
-    if verdict.schedule is not None and verdict.outcome is not None:
-        schedule = verdict.schedule
-        if not schedule.unbounded:  # a livelock is as long as it is
-            schedule, _ = shrink(program, schedule, verdict.outcome)
-        unbounded = schedule.unbounded
-        outcome, schedule = program.told(Replay(schedule, strict=False), unbounded=unbounded)
-        schedule = attrs.evolve(schedule, unbounded=unbounded)
-        verdict = attrs.evolve(verdict, schedule=schedule, outcome=outcome)
-        if replay is not None:
-            write_replay(Path(replay), program, schedule, outcome, file.filename)
-    written = str(replay) if replay is not None and verdict.schedule is not None else None
-    return Finding(verdict, file.scenario.name, program.machine.name, program.sched.names, written)
+    if verdict.schedule is None:
+        return Finding(verdict, file.scenario.name, program.machine.name)
+    broken = hand_over(program, verdict, (limits or Limits()).shrink)
+    told = broken.told
+    verdict = attrs.evolve(
+        verdict,
+        schedule=told.schedule,
+        outcome=told.outcome,
+        interrupted=verdict.interrupted or broken.interrupted,
+    )
+    if replay is not None:
+        write_replay(Path(replay), program, told)
+    if timeline is not None:
+        write_timeline(Path(timeline), told)
+    written = str(replay) if replay is not None else None
+    return Finding(verdict, file.scenario.name, program.machine.name, broken, written)
 
 
 def _plain_machine(file: ScenarioFile) -> str:

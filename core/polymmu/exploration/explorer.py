@@ -11,7 +11,7 @@ First reading: ``Exploration.run``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -22,7 +22,7 @@ from polymmu.exploration.schedule import Recorder, Replay, Schedule
 from polymmu.exploration.search import Search
 from polymmu.sched.exploring import Picker
 
-__all__ = ["Limits", "Verdict", "search", "shrink"]
+__all__ = ["Limits", "Verdict", "search"]
 
 FAIR_TURNS = (1, 4, 16)
 PCT_DEPTHS = (3, 2, 5, 1, 4)
@@ -31,12 +31,13 @@ PCT_DEPTHS = (3, 2, 5, 1, 4)
 @attrs.frozen(kw_only=True)
 class Limits:
     """When to stop. ``random``: schedules tried at random first; ``executions``, ``seconds``: of everything;
-    ``preemptions``: the most that the fallback covers."""
+    ``preemptions``: the most that the fallback covers; ``shrink``: executions spent on making what was found short."""
 
     random: int = 100
     executions: int = 20_000
     seconds: float = 60.0
     preemptions: int = 2
+    shrink: int = 400
 
 
 @attrs.frozen(kw_only=True)
@@ -53,6 +54,8 @@ class Verdict:
     outcome: Outcome | None = None
     schedule: Schedule | None = None
     interrupted: bool = False
+    how: str = ""
+    """Which of the strategy's executions found it, where that has a name of its own."""
 
 
 class Enough(Exception):
@@ -74,6 +77,7 @@ class Exploration:
         self.steps = 0
         self.began = time.monotonic()
         self.strategy = ""
+        self.how = ""
         self.found: tuple[Outcome, Schedule] | None = None
 
     def run(self, strategy: str) -> Verdict:
@@ -116,6 +120,7 @@ class Exploration:
             outcome=self.found[0] if self.found else None,
             schedule=self.found[1] if self.found else None,
             interrupted=interrupted,
+            how=self.how if self.found else "",
         )
 
     def _once(self, strategy: str, picker: Picker, *, unbounded: bool = False) -> bool:
@@ -140,16 +145,19 @@ class Exploration:
         """Whether it ends, however often somebody asks."""
         for turns in FAIR_TURNS:
             self._check_limits()
+            self.how = f"{turns} steps each in turn"
             if self._once("fair", Fair(turns), unbounded=True):
                 return
+        self.how = ""
 
     def _random(self) -> None:
         for number in range(self.limits.random):
             self._check_limits()
-            if self._once(
-                "pct", Pct(self.seed, number, PCT_DEPTHS[number % len(PCT_DEPTHS)], max(self.steps, 50))
-            ):
+            depth = PCT_DEPTHS[number % len(PCT_DEPTHS)]
+            self.how = f"depth {depth}, seed {self.seed}"
+            if self._once("pct", Pct(self.seed, number, depth, max(self.steps, 50))):
                 return
+        self.how = ""
 
     def _all(self, search: Search) -> bool:
         """Whether everything was covered."""
@@ -189,45 +197,3 @@ def search(
     return Exploration(program, limits or Limits(), seed, tell or (lambda strategy, executions: None)).run(
         strategy
     )
-
-
-def shrink(program: Explored, schedule: Schedule, outcome: Outcome) -> tuple[Schedule, int]:
-    """A schedule with as few exceptions as can be that breaks the same invariant; and how many executions that took."""
-    tries = 0
-    items: list[tuple[str, tuple[int, int], int]] = [
-        *(("turn", at, to) for at, to in schedule.turns.items()),
-        *(("value", at, to) for at, to in schedule.values.items()),
-    ]
-    best = schedule
-
-    def fails(some: list[tuple[str, tuple[int, int], int]]) -> bool:
-        nonlocal best, tries
-        tries += 1
-        advice = Schedule(
-            {at: to for kind, at, to in some if kind == "turn"},
-            {at: to for kind, at, to in some if kind == "value"},
-        )
-        recorder = Recorder(Replay(advice, strict=False))
-        again = program.once(recorder)
-        if not again.finding or again.invariant != outcome.invariant:
-            return False
-        if recorder.schedule.size <= best.size:
-            best = recorder.schedule
-        return True
-
-    size = max(len(items) // 2, 1)
-    while items and size:
-        for start in _starts(len(items), size):
-            rest = items[:start] + items[start + size :]
-            if fails(rest):
-                items = rest
-                break
-        else:
-            size //= 2
-            continue
-        size = min(size, max(len(items) // 2, 1))
-    return best, tries
-
-
-def _starts(length: int, size: int) -> Iterator[int]:
-    return iter(range(0, length, size))

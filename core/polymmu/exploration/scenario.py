@@ -17,7 +17,6 @@ from polymmu.description.load_scenario import ScenarioFile
 from polymmu.errors import UserMistake
 from polymmu.events import EVENT_NAMES, Events
 from polymmu.exploration.restore import Saved
-from polymmu.exploration.schedule import Recorder, Schedule
 from polymmu.exploration.watch import watch
 from polymmu.machine import Machine
 from polymmu.mm.mm import leave_lazy_tlb
@@ -118,15 +117,6 @@ class Explored:
             return self._outcome(picker, unbounded)
         finally:
             self._saved.restore()
-
-    def told(self, picker: Picker, *, unbounded: bool = False) -> tuple[Outcome, Schedule]:
-        """One execution, with every step and where in the code it was."""
-        recorder = Recorder(picker, lambda: self.sched.context.place)
-        self.sched.tells_places = True
-        try:
-            return self.once(recorder, unbounded=unbounded), recorder.schedule
-        finally:
-            self.sched.tells_places = False
 
     def _outcome(self, picker: Picker, unbounded: bool) -> Outcome:
         self.run.start()

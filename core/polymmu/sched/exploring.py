@@ -174,6 +174,17 @@ class ExploringSched(TaskSched):
         """What outlives an execution, and must not be put back between two."""
         return self._numbers, self._pool, self.names
 
+    @property
+    def tasks_known(self) -> list[Key]:
+        """Who made each task that there ever was, by number. Numbers are given as tasks turn up, so they hang on what
+        was run before; whoever wants to speak of tasks elsewhere hands this on to ``know_tasks`` there."""
+        return list(self._numbers)
+
+    def know_tasks(self, keys: Sequence[Key]) -> None:
+        """Give tasks the numbers that they had elsewhere. Before the first run."""
+        assert not self._numbers
+        self._numbers.update((key, number) for number, key in enumerate(keys))
+
     def in_user_mode(self, cpu: Cpu) -> bool:
         """Whether ``cpu`` runs user code for all that the kernel knows: its task waits there for its turn."""
         task = self._on_cpu[cpu.index]
