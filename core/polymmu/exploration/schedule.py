@@ -68,6 +68,9 @@ class Schedule:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Schedule:
         """Undo ``to_dict``. Raises ValueError, TypeError or KeyError for anything else."""
+        for key in ("turns", "values", "steps"):
+            if not isinstance(data[key], list):
+                raise TypeError(f"{key} is no list")
         counts: dict[int, int] = {}
         steps = []
         for task, kind, what in data["steps"]:

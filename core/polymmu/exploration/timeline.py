@@ -22,8 +22,7 @@ ON_TOP = 1 << 16
 def timeline_of(told: Told) -> Timeline:
     """The timeline of ``told``."""
     timeline = Timeline()
-    for step in sorted({(each.cpu, _thread(each), _title(each)) for each in told.steps}):
-        cpu, thread, name = step
+    for cpu, thread, name in sorted({(each.cpu, _thread(each), _title(each)) for each in told.steps}):
         timeline.track(cpu + 1, thread, f"CPU {cpu}", name)
     _calls(timeline, told)
     _locks(timeline, told)
@@ -58,6 +57,8 @@ def _calls(timeline: Timeline, told: Told) -> None:
     """A slice for each step, within one for each call that the scenario makes."""
     open_calls: dict[int, tuple[int, str]] = {}
     for number, step in enumerate(told.steps):
+        if step.kind == "begin":
+            continue
         pid, tid, ts = step.cpu + 1, _thread(step), number * STEP
         known = open_calls.get(step.task)
         if known is None or known[1] != step.doing:
