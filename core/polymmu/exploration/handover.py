@@ -78,11 +78,14 @@ def _shrunk(program: Explored, found: Schedule, invariant: str, budget: int) -> 
     """``found``, shorter. What never ends stays as it is: it needs every choice to come out against it each time."""
     if invariant == "INV-PROG" and found.unbounded:
         return Shrunk(found, 0)
-    if found.unbounded:  # found by a schedule that is not fair to the program; perhaps that was not needed
-        shrunk = shrink(program, attrs.evolve(found, unbounded=False), invariant, budget)
-        again = program.once(Replay(shrunk.schedule, strict=False))
+    if found.unbounded:  # budgets were set aside to see whether it ends; perhaps they would have done
+        bounded = attrs.evolve(found, unbounded=False)
+        try:
+            again = program.once(Replay(bounded, strict=False))
+        except KeyboardInterrupt:
+            return Shrunk(found, 0, True)
         if again.finding and again.invariant == invariant:
-            return shrunk
+            found = bounded
     return shrink(program, found, invariant, budget)
 
 

@@ -338,8 +338,17 @@ def _folded(told: Told, number: int, end: int) -> tuple[int, str]:
         n = 1
         while number + n < end and _same_read(steps[number + n], step) and not _mark(told, number + n):
             n += 1
-        return n, f"{_plain(step)}{' and more' if n > 1 else ''}{function}"
+        return n, f"read {_together([each.what for each in steps[number : number + n]])}{function}"
     return 1, f"{_plain(step)}{function}"
+
+
+def _together(names: Sequence[str]) -> str:
+    """Several entries in a few words: ``pgd, pud, pmd of 0x0 in mm a``."""
+    words = list(dict.fromkeys(names))
+    heads, tails = zip(*(name.partition(" ")[::2] for name in words), strict=True)
+    if len(set(tails)) == 1:
+        return f"{', '.join(heads)} {tails[0]}".strip()
+    return f"{words[0]} and {len(words) - 1} more"
 
 
 def _same_read(other: Seen, step: Seen) -> bool:
