@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,42 +206,31 @@ def test_shrinking_keeps_to_its_budget() -> None:
     assert shrink(program, verdict.schedule, "INV-REF", 0).schedule == verdict.schedule
 
 
-@pytest.mark.parametrize("calls", [0, 1, 20])
-def test_whoever_interrupts_the_shrinking_still_gets_the_violation(
-    calls: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program = Explored("x86_64", load_scenario(TABLES), variant="buggy")
-    verdict = search(program, "pct")
-    once, left = program.once, [calls]
+def interrupt(program: Explored, execution: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Press Ctrl-C in the middle of the n-th execution from now on, while a task runs."""
+    once, left = program.once, [execution]
 
     def impatient(*args: Any, **more: Any) -> Any:
         left[0] -= 1
-        if left[0] == -1:
-            raise KeyboardInterrupt
+        if left[0] == 0:
+            program.sched.after_step = lambda: signal.raise_signal(signal.SIGINT)
         return once(*args, **more)
 
     monkeypatch.setattr(program, "once", impatient)
-    broken = hand_over(program, verdict, 400)
-    assert broken.interrupted
-    assert broken.told.outcome.invariant == "INV-REF"
-    assert broken.on_fixed is None
 
 
-def test_whoever_interrupts_the_telling_gets_it_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("execution", "budget"), [(1, 400), (2, 400), (20, 400), (1, 0)])
+def test_whoever_interrupts_the_shrinking_or_the_telling_still_gets_the_violation(
+    execution: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = Explored("x86_64", load_scenario(TABLES), variant="buggy")
     verdict = search(program, "pct")
-    once, left = program.once, [0]
-
-    def impatient(*args: Any, **more: Any) -> Any:
-        left[0] += 1
-        if left[0] == 1:
-            raise KeyboardInterrupt
-        return once(*args, **more)
-
-    monkeypatch.setattr(program, "once", impatient)
-    broken = hand_over(program, verdict, 0)
+    interrupt(program, execution, monkeypatch)
+    broken = hand_over(program, verdict, budget)
     assert broken.interrupted
     assert broken.told.outcome.invariant == "INV-REF"
+    assert broken.told.steps[broken.told.wrong].function == "lock_table"
+    assert broken.on_fixed is None
 
 
 # ------------------------------------------------------------------ files

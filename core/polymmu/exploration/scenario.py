@@ -121,6 +121,8 @@ class Explored:
     def _outcome(self, picker: Picker, unbounded: bool) -> Outcome:
         self.run.start()
         failure = self.sched.run(picker, unbounded=unbounded)
+        if isinstance(failure, KeyboardInterrupt):
+            raise failure
         violations = self.sanitizer.violations
         if failure is None:
             leave_lazy_tlb(self.machine.kernel)
