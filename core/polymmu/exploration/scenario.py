@@ -143,9 +143,8 @@ class Explored:
         if isinstance(failure, Stop):
             return Outcome(finding=str(failure))
         if isinstance(failure, AssertionError):
-            return Outcome(
-                finding=str(failure), invariant="INV-ATOMIC" if "sleeping" in str(failure) else "INV-REF"
-            )
+            said = str(failure).partition("\n")[0]  # pytest adds what it compared
+            return Outcome(finding=said, invariant="INV-ATOMIC" if "sleeping" in said else "INV-REF")
         raise failure
 
     def _look_at_users(self) -> None:
