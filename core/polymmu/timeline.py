@@ -69,7 +69,7 @@ class Timeline:
     def write(self, path: Path) -> None:
         """Write the file. Raises UserMistake where that cannot be."""
         try:
-            path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
         except OSError as error:
             raise UserMistake(
                 f"cannot write: {error.strerror}; choose another place", place=str(path)

@@ -11,6 +11,7 @@ schedule so far.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import attrs
@@ -90,17 +91,18 @@ class Shrinking:
 
     # ------------------------------------------------------------------ the three ways
     def leave_out(self) -> None:
-        """Leave out halves, quarters, ... single exceptions, for as long as any of that is possible."""
-        items = _items(self.best)
-        size = max(len(items) // 2, 1)
-        while items and size:
-            for start in range(0, len(items), size):
-                if self._is_better(items[:start] + items[start + size :]):
-                    items = _items(self.best)
-                    size = min(size, max(len(items) // 2, 1))
-                    break
-            else:
+        """Leave out halves, quarters, ... single exceptions, then any two, for as long as any of that is possible."""
+        size = max(self.best.size // 2, 1)
+        while size:
+            size = min(size, self.best.size)
+            items = _items(self.best)
+            less = (
+                items[:start] + items[start + size :] for start in range(0, len(items), max(size // 2, 1))
+            )
+            if not any(map(self._is_better, less)):
                 size //= 2
+        while any(map(self._is_better, _without_two(_items(self.best)))):
+            pass
 
     def leave_out_and_move(self) -> bool:
         """Leave one exception out and move another; whether that made it shorter."""
@@ -138,6 +140,12 @@ def _items(schedule: Schedule) -> list[Item]:
         *(("turn", at, to) for at, to in schedule.turns.items()),
         *(("value", at, value) for at, value in schedule.values.items()),
     ]
+
+
+def _without_two(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Two may make up for each other: away and back."""
+    for one, other in itertools.combinations(range(len(items)), 2):
+        yield [item for n, item in enumerate(items) if n not in (one, other)]
 
 
 def _schedule(items: Sequence[Item]) -> Schedule:
