@@ -117,6 +117,22 @@ def test_the_wrong_step_is_marked(broken: Callable[[str], dict[str, Any]]) -> No
     assert (wrong["cpu"], wrong["op"], wrong["where"].split()[1]) == (1, "lock", "lock_table")
 
 
+def test_the_step_that_made_it_possible_is_marked_too(tmp_path: Path) -> None:
+    """A walker without locks reads the entry that leads to the table (the cause), then the freed table."""
+    path = tmp_path / "walker.yaml"
+    path.write_text(
+        "{scenario: 1, name: walker, machine: {cpus: 2}, kernel: {table_free: immediate}, setup: [{mm: a}, "
+        "{mmap: {mm: a, at: 16p, length: 1p}}, {touch: {mm: a, at: 16p, length: 1p}}], "
+        "cpus: {0: {mm: a, do: [{munmap: {at: 16p, length: 1p}}]}, 1: {mm: a, do: [{gup_fast: {at: 16p, may: segv}}]}}}"
+    )
+    told = polymmu.explore(path, "s390").to_dict()["violation"]
+    cause, wrong = (told["steps"][told[which]] for which in ("cause_step", "wrong_step"))
+    assert (cause["cpu"], cause["op"], wrong["cpu"], wrong["op"]) == (1, "read", 1, "read")
+    assert wrong["detail"] == f"{wrong['detail'].split()[0]} of 0x0 in mm a, a table cut off"
+    assert told["cause_step"] < told["wrong_step"]
+    assert "interrupts off" in cause["locks_held"]
+
+
 def test_the_text_has_the_finding_first_and_a_column_for_each_cpu(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -42,6 +42,9 @@ def add(commands: Any) -> None:
         "--preemptions", type=int, default=2, metavar="N", help="the most that the fallback search covers"
     )
     parser.add_argument(
+        "--shrink", type=int, default=400, metavar="N", help="executions spent on a shorter schedule"
+    )
+    parser.add_argument(
         "--speculate",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -63,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     from polymmu.exploration.explored import explore
     from polymmu.exploration.explorer import Limits
 
-    for name in ("random", "executions", "seconds", "preemptions"):
+    for name in ("random", "executions", "seconds", "preemptions", "shrink"):
         if getattr(options, name) < 0:
             raise UserMistake(f"--{name} {getattr(options, name)} is negative; give 0 or more")
     limits = Limits(
@@ -71,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
         executions=options.executions,
         seconds=options.seconds,
         preemptions=options.preemptions,
+        shrink=options.shrink,
     )
     if options.matrix:
         return _matrix(options, limits)

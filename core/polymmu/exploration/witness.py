@@ -11,7 +11,7 @@ First reading: ``watched``, ``Witness.happened``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -81,11 +81,14 @@ class Told:
 def watched(program: Explored, picker: Picker, *, unbounded: bool = False) -> Told:
     """One execution of ``program`` under ``picker``, told."""
     witness = Witness(program, picker)
+    bench = program.sanitizer.bench
     program.sched.tells_places = True
+    vars(bench)["now"] = witness.noted(bench.now)
     try:
         outcome = program.once(witness, unbounded=unbounded)
     finally:
         program.sched.tells_places = False
+        vars(bench).pop("now", None)
     steps = tuple(witness.steps)
     wrong = witness.wrong
     if wrong < 0 and outcome.finding and not outcome.violation:
@@ -97,7 +100,7 @@ def watched(program: Explored, picker: Picker, *, unbounded: bool = False) -> To
         steps=steps,
         conflicts=tuple(witness.conflicts),
         wrong=wrong,
-        cause=_step_of(violation.first, steps, wrong) if violation is not None else -1,
+        cause=witness.step_of(violation.first) if violation is not None else -1,
         cycle=_cycle(steps) if unbounded and outcome.invariant == "INV-PROG" else (-1, 0),
     )
 
@@ -117,8 +120,26 @@ class Witness:
         self._trace = Trace()
         self._did: list[Sequence[Access]] = []
         self._doing: dict[int, str] = {}
+        self._events: dict[Happened, int] = {}
         self._makers: dict[int, int] = {}
         self._namer = Namer(program.run, program.sanitizer.bench.mms)
+
+    def noted(self, now: Callable[[str], Happened]) -> Callable[[str], Happened]:
+        """``now``, which judges call, and in which step they do."""
+
+        def tell(what: str) -> Happened:
+            event = now(what)
+            self._events[event] = len(self.steps)
+            return event
+
+        return tell
+
+    def step_of(self, event: Happened) -> int:
+        """The step in which ``event`` happened, or else the last one at its place; -1: none."""
+        step = self._events.get(event, -1)
+        if step < 0:
+            step = max((n for n, each in enumerate(self.steps) if each.place == event.place), default=-1)
+        return step if step < len(self.steps) else -1
 
     def spawned(self, task: int) -> None:
         """See ``Picker``."""
@@ -201,24 +222,6 @@ def _said(step: ScenarioStep) -> str:
         if value not in ("", None, False):
             parts.append(field.name if value is True else f"{field.name} {value}")
     return " ".join(parts)
-
-
-def _step_of(event: Happened, steps: Sequence[Seen], until: int) -> int:
-    """The last step before ``until`` (-1: of all) in which ``event`` can have happened: by its task, at its time, in
-    its function if there is one; -1: none."""
-    last = until if until >= 0 else len(steps) - 1
-    mine = [
-        n for n, step in enumerate(steps[: last + 1]) if step.name == event.task and step.cpu == event.cpu
-    ]
-    if not mine:
-        return -1
-    during = [n for n in mine if steps[n].clock == event.time]
-    after = [n for n in mine if steps[n].clock > event.time][:1]
-    function = event.place.rpartition(" ")[2]
-    return next(
-        (n for n in (*reversed(during), *after) if steps[n].function == function),
-        (during or after or [-1])[-1],
-    )
 
 
 def _cycle(steps: Sequence[Seen]) -> tuple[int, int]:
