@@ -18,8 +18,8 @@ import polymmu
 from polymmu import registry
 from polymmu.description.installed import scenario_files
 from polymmu.description.load_scenario import ScenarioFile, load_scenario
+from polymmu.exploration.columns import told_text
 from polymmu.exploration.explorer import Limits
-from polymmu.exploration.telling import columns
 
 PAGE = Path(__file__).parent / "gallery.md"
 PATIENT = Limits(seconds=3600)
@@ -28,10 +28,10 @@ PATIENT = Limits(seconds=3600)
 HEAD = """\
 # The gallery: bugs that were, and what the explorer says of them
 
-Made by `python docs/gallery.py` from the scenarios and from what `polymmu explore` found; do not edit. Each entry has two variants.
-The buggy one is a small named deviation of the mm core (or of an architecture) and breaks a rule; its cure is exhausted. The numbers are
-those of executions on the machine named first: until a violation, by source sets alone and by the portfolio (`fair` and `pct` come first
-there), and to the end of the cure.
+Made by `python docs/gallery.py` from the scenarios and from what `polymmu explore` found; do not edit. Each entry has
+two variants. The buggy one is a small named deviation of the mm core (or of an architecture) and breaks a rule; its
+cure is exhausted. The numbers are executions on the machine that the entry below names: until a violation, by source
+sets alone and by the portfolio (`fair` and `pct` come first there), and to the end of the cure.
 
 | entry | what goes wrong | rule | where | dpor | portfolio | cure |
 |---|---|---|---|---|---|---|
@@ -56,8 +56,9 @@ def entry_of(file: ScenarioFile) -> Entry:
     machine = "x86_64" if "x86_64" in arches else arches[0]
     found = polymmu.explore(file, machine, variant="buggy", limits=PATIENT)
     verdict = found.verdict
-    assert verdict.schedule is not None, f"{scenario.name} on {machine}: nothing is wrong"
+    assert found.broken is not None, f"{scenario.name} on {machine}: nothing is wrong"
     assert verdict.outcome is not None
+    assert verdict.schedule is not None
     cure = polymmu.explore(file, machine, variant="fixed", strategy="dpor", limits=PATIENT).verdict
     where = "everywhere" if arches == everywhere else ", ".join(arches)
     by_dpor = "no end"
@@ -75,7 +76,7 @@ def entry_of(file: ScenarioFile) -> Entry:
             f"    $ polymmu explore {scenario.name} --machine {machine} --variant buggy\n",
             *indented(verdict.outcome.finding),
             "",
-            *indented(columns(verdict.schedule, found.names)),
+            *indented("\n".join(told_text(found.broken.told))),
             "",
         ]
     )

@@ -10,10 +10,11 @@ import inspect
 import json
 import re
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
-from polymmu import Machine, compare, defaults, registry
+from polymmu import Machine, compare, defaults, explore, registry
 from polymmu.cli.schema import machine_schema, scenario_schema
 from polymmu.hooks import GROUPS, ArchOps
 from polymmu.report import compare_text
@@ -30,6 +31,14 @@ REPORT = re.compile(r"(<!-- report: (\S+) (\S+) -->\n).*?(<!-- end of report -->
 
 COMPARISON = re.compile(r"(<!-- compare: (\S+) ([^>]*?) -->\n).*?(<!-- end of comparison -->)", re.DOTALL)
 """Where a page compares: trace and machines."""
+
+EXPLORATION = re.compile(
+    r"(<!-- explore: (\S+) (\S+) (\S+) -->\n).*?(<!-- end of exploration -->)", re.DOTALL
+)
+"""Where a page shows what an exploration finds: scenario, machine, variant."""
+
+PASSING = re.compile(r", \d+\.\d+ s|(?<=\.py):\d+")
+"""What changes from one run, or one line of code, to the next."""
 
 HEAD = """\
 # Hook reference
@@ -78,13 +87,28 @@ def with_reports(page: str) -> str:
     return COMPARISON.sub(comparison, REPORT.sub(report, page))
 
 
+def with_explorations(page: str) -> str:
+    """``page`` with each of its explorations made anew."""
+
+    def exploration(match: re.Match[str]) -> str:
+        file = f"{match[2]}.replay.json"
+        with tempfile.TemporaryDirectory() as room:
+            made = str(explore(match[2], match[3], variant=match[4], replay=Path(room) / file))
+            made = PASSING.sub("", made.replace(str(Path(room) / file), file))
+        return match[1] + "\n" + textwrap.indent(made, "    ") + "\n\n" + match[5]
+
+    return EXPLORATION.sub(exploration, page)
+
+
 def pages() -> dict[Path, str]:
     """Every generated page and its text."""
     machine_files, readme = DOCS / "machine-files.md", DOCS.parent / "README.md"
+    exploring = DOCS / "exploring.md"
     comparing, generations = DOCS / "comparing.md", DOCS / "generations.md"
     return {
         comparing: with_reports(comparing.read_text(encoding="utf-8")),
         generations: with_generations(generations.read_text(encoding="utf-8")),
+        exploring: with_explorations(exploring.read_text(encoding="utf-8")),
         machine_files: with_tables(machine_files.read_text(encoding="utf-8")),
         readme: with_reports(readme.read_text(encoding="utf-8")),
         DOCS / "hooks.md": hook_reference(),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from polymmu.api import Machine, compare
     from polymmu.errors import PluginMistake, PolymmuError, SegmentationFault, SyscallError, UserMistake
     from polymmu.exploration.explored import explore
+    from polymmu.exploration.replay_file import replay
     from polymmu.report import Report
     from polymmu.workload.model import Workload
 
@@ -32,12 +33,14 @@ __all__ = [
     "__version__",
     "compare",
     "explore",
+    "replay",
 ]
 
 _HOMES = {
     "Machine": "polymmu.api",
     "compare": "polymmu.api",
     "explore": "polymmu.exploration.explored",
+    "replay": "polymmu.exploration.replay_file",
     "PluginMistake": "polymmu.errors",
     "PolymmuError": "polymmu.errors",
     "SegmentationFault": "polymmu.errors",

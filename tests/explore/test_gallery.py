@@ -18,7 +18,7 @@ GALLERY = [load_scenario(str(path)) for path in sorted(HERE.glob("[0-9]*.yaml"))
 ARCHES = ("ia64", "ppc64", "s390", "sparc64", "x86", "x86_64")
 EVERYWHERE = [(file, arch) for file in GALLERY for arch in file.scenario.arches or ARCHES]
 
-PATIENT = Limits(seconds=3600)
+PATIENT = Limits(seconds=3600, shrink=0)
 """However slow the host is: executions are what counts."""
 ALSO = {"11c": {"INV-REF"}, "16a": {"INV-REF"}, "16c": {"INV-WALK"}}
 """Rules that the same bug breaks too, and that are seen first on some architecture."""

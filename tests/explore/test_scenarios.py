@@ -64,7 +64,7 @@ def test_a_violation_is_shown_by_cpu_and_replays_in_another_run(
     assert main([*explored, "--format", "json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert told["violation"]["replay"] == file
-    assert {"cpu", "task", "op", "where", "detail"} == set(told["violation"]["steps"][0])
+    assert {"cpu", "task", "op", "where", "detail"} <= set(told["violation"]["steps"][0])
     # Two hand-overs are what it takes: to the walker, or back from it, in the middle of a walk.
     assert len(told["violation"]["schedule"]["turns"]) <= 2
     assert main(["replay", file]) == 1
@@ -118,7 +118,7 @@ def test_the_restart_race_of_2004_is_found_on_the_real_core() -> None:
     assert found.verdict.executions <= 500
     needed = sorted(
         polymmu.explore(
-            RESTART, variant="buggy", strategy="pct", seed=seed, limits=Limits(random=400)
+            RESTART, variant="buggy", strategy="pct", seed=seed, limits=Limits(random=400, shrink=0)
         ).verdict.executions
         for seed in range(9)
     )

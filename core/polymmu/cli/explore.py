@@ -44,6 +44,9 @@ def add(commands: Any) -> None:
         "--preemptions", type=int, default=2, metavar="N", help="the most that the fallback search covers"
     )
     parser.add_argument(
+        "--shrink", type=int, default=400, metavar="N", help="executions spent on a shorter schedule"
+    )
+    parser.add_argument(
         "--speculate",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -67,6 +70,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--dask", metavar="ADDRESS", help="search with the workers of this scheduler (needs polymmu[dask])"
     )
+    parser.add_argument("--timeline", metavar="FILE", help="where to write that schedule for Perfetto")
     common.add_sets(parser)
     common.add_output(parser)
     parser.set_defaults(run=run)
@@ -82,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserMistake(f"--jobs {options.jobs} is too few; give 1 or more")
     if options.jobs > 1 and options.dask is not None:
         raise UserMistake("--jobs and --dask both say who searches; give one of them")
-    for name in ("random", "executions", "seconds", "preemptions"):
+    for name in ("random", "executions", "seconds", "preemptions", "shrink"):
         if getattr(options, name) < 0:
             raise UserMistake(f"--{name} {getattr(options, name)} is negative; give 0 or more")
     limits = Limits(
@@ -90,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
         executions=options.executions,
         seconds=options.seconds,
         preemptions=options.preemptions,
+        shrink=options.shrink,
     )
     if options.matrix:
         if options.resume is not None:
@@ -111,6 +116,7 @@ def run(options: argparse.Namespace) -> int:
             memory_model=options.memory_model,
             replay=options.replay
             or f"{file.scenario.name}-{Path(options.machine or 'here').stem}.replay.json",
+            timeline=options.timeline,
             progress=watcher and partial(watcher, file.scenario.name),
             jobs=options.jobs,
             dask=options.dask,

@@ -17,6 +17,7 @@ def add(commands: Any) -> None:
         "replay", help="make a schedule that explore wrote again", description=__doc__
     )
     parser.add_argument("file", metavar="FILE", help="the replay file")
+    parser.add_argument("--timeline", metavar="OUT", help="write it for Perfetto, too")
     common.add_output(parser)
     parser.set_defaults(run=run)
 
@@ -24,22 +25,10 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Replay it; 1 if it breaks something again."""
     from polymmu.exploration.replay_file import replay
-    from polymmu.exploration.telling import columns, steps_of
+    from polymmu.exploration.timeline import write_timeline
 
-    program, outcome, schedule = replay(Path(options.file))
-    names = program.sched.names
-    value = {
-        "schema": 1,
-        "scenario": program.file.scenario.name,
-        "machine": program.machine.name,
-        "verdict": "violation" if outcome.finding else "clean",
-        "invariant": outcome.invariant,
-        "message": outcome.finding,
-        "steps": steps_of(schedule, names),
-    }
-    common.emit(
-        options,
-        value,
-        lambda: f"{outcome.finding or 'nothing broke this time'}\n\n{columns(schedule, names)}",
-    )
-    return 1 if outcome.finding else 0
+    again = replay(options.file)
+    if options.timeline is not None:
+        write_timeline(Path(options.timeline), again.told)
+    common.emit(options, again.to_dict(), lambda: str(again))
+    return 1 if again.told.outcome.finding else 0

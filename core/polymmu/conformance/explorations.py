@@ -12,10 +12,10 @@ import attrs
 from polymmu.conformance.bench import Bench, NotApplicable, require
 from polymmu.conformance.checks import Checks
 from polymmu.description.load_scenario import ScenarioFile, load_scenario_text
-from polymmu.exploration.explorer import Limits, search, shrink
+from polymmu.exploration.columns import told_text
+from polymmu.exploration.explorer import Limits, search
+from polymmu.exploration.handover import hand_over
 from polymmu.exploration.scenario import Explored
-from polymmu.exploration.schedule import Replay
-from polymmu.exploration.telling import columns
 
 __all__ = ["Explorations"]
 
@@ -45,11 +45,9 @@ def explore(bench: Bench, file: ScenarioFile) -> None:
     """Nothing is wrong in any interleaving, else the shortest that breaks something is shown."""
     program = Explored((attrs.evolve(bench.description, cpus=2), bench.arch), file)
     verdict = search(program, limits=LIMITS)
-    if verdict.schedule is None or verdict.outcome is None:
-        return
-    shortest, _ = shrink(program, verdict.schedule, verdict.outcome)
-    outcome, schedule = program.told(Replay(shortest, strict=False))
-    require(False, f"{outcome.finding}\n{columns(schedule, program.sched.names)}")
+    if verdict.schedule is not None:
+        told = hand_over(program, verdict, LIMITS.shrink).told
+        require(False, "\n".join([told.outcome.finding, "", *told_text(told)]))
 
 
 class Explorations(Checks):

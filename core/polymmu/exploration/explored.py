@@ -15,12 +15,13 @@ from polymmu.description.load_scenario import ScenarioFile, load_scenario
 from polymmu.description.mistakes import unknown
 from polymmu.errors import UserMistake
 from polymmu.exploration import STRATEGIES
-from polymmu.exploration.explorer import Limits, Progress, Verdict, search, shrink
+from polymmu.exploration.explorer import Limits, Progress, Verdict, search
+from polymmu.exploration.handover import Broken, hand_over
 from polymmu.exploration.interrupts import Interrupts
 from polymmu.exploration.replay_file import write_replay
 from polymmu.exploration.scenario import Explored
-from polymmu.exploration.schedule import Replay
-from polymmu.exploration.telling import Names, verdict_dict, verdict_text
+from polymmu.exploration.telling import verdict_dict, verdict_text
+from polymmu.exploration.timeline import write_timeline
 from polymmu.workers import Workers, connect, processes
 
 __all__ = ["Finding", "explore", "workers_of"]
@@ -33,15 +34,15 @@ class Finding:
     verdict: Verdict
     scenario: str
     machine: str
-    names: Names
+    broken: Broken | None = None
     replay: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Exactly the JSON of ``polymmu explore``."""
-        return verdict_dict(self.verdict, self.scenario, self.machine, self.names, self.replay)
+        return verdict_dict(self.verdict, self.scenario, self.machine, self.broken, self.replay)
 
     def __str__(self) -> str:
-        return verdict_text(self.verdict, self.scenario, self.machine, self.names, self.replay)
+        return verdict_text(self.verdict, self.scenario, self.machine, self.broken, self.replay)
 
 
 def explore(
@@ -56,6 +57,7 @@ def explore(
     speculate: bool = True,
     memory_model: str | None = None,
     replay: str | Path | None = None,
+    timeline: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     jobs: int = 1,
     dask: str | None = None,
@@ -66,9 +68,9 @@ def explore(
 
     ``machine`` None: the plain machine of the first architecture that the scenario is about, or of the host's.
     ``variant``: of a scenario with several (None: the fixed one). ``strategy``: ``portfolio``, ``default``, ``pct``,
-    ``dpor``, ``sleep``, ``naive`` or ``bounded``. ``memory_model``: ``sc`` or ``tso`` (None: the scenario's).
-    ``replay``: where to write a schedule that breaks something, which
-    is made as short as can be first. ``progress`` is called after each execution, or several. ``jobs``: processes of
+    ``dpor``, ``sleep``, ``naive`` or ``bounded``. ``memory_model``: ``sc`` or ``tso`` (None: the scenario's). What
+    breaks something is made as short as can be; ``replay``: where to write that schedule, ``timeline``: where to write
+    it for Perfetto. ``progress`` is called after each execution, or several. ``jobs``: processes of
     this machine that search; ``dask``: the address of a scheduler whose workers do; ``workers``: some that are there
     already. ``resume``: a file to go on from, and to leave where a limit or Ctrl-C ended the search. Raises
     UserMistake; interrupted it says what it has.
@@ -82,33 +84,32 @@ def explore(
         machine, file, sets=sets, variant=variant, speculate=speculate, memory_model=memory_model
     )
     with Interrupts() as interrupts, workers_of(jobs, dask, workers) as helpers:
-
-        def stop() -> bool:
-            return bool(interrupts.asked)
-
         verdict = search(
             program,
             strategy,
             limits=limits,
             seed=seed,
             tell=progress,
-            stop=stop,
+            stop=lambda: bool(interrupts.asked),
             workers=helpers,
             checkpoint=None if resume is None else Path(resume),
         )
-        if verdict.schedule is not None and verdict.outcome is not None:
-            interrupts.patient = True
-            schedule = verdict.schedule
-            if not schedule.unbounded:  # a livelock is as long as it is
-                schedule, _ = shrink(program, schedule, verdict.outcome, stop)
-            unbounded = schedule.unbounded
-            outcome, schedule = program.told(Replay(schedule, strict=False), unbounded=unbounded)
-            schedule = attrs.evolve(schedule, unbounded=unbounded)
-            verdict = attrs.evolve(verdict, schedule=schedule, outcome=outcome, interrupted=stop())
-            if replay is not None:
-                write_replay(Path(replay), program, schedule, outcome, file.filename)
-    written = str(replay) if replay is not None and verdict.schedule is not None else None
-    return Finding(verdict, file.scenario.name, program.machine.name, program.sched.names, written)
+    if verdict.schedule is None:
+        return Finding(verdict, file.scenario.name, program.machine.name)
+    broken = hand_over(program, verdict, (limits or Limits()).shrink)
+    told = broken.told
+    verdict = attrs.evolve(
+        verdict,
+        schedule=told.schedule,
+        outcome=told.outcome,
+        interrupted=verdict.interrupted or broken.interrupted,
+    )
+    if replay is not None:
+        write_replay(Path(replay), program, told)
+    if timeline is not None:
+        write_timeline(Path(timeline), told)
+    written = str(replay) if replay is not None else None
+    return Finding(verdict, file.scenario.name, program.machine.name, broken, written)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ First reading: ``Exploration.run``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from polymmu.exploration.verdict import Left, Limits, Progress, Verdict
 from polymmu.sched.exploring import Picker
 from polymmu.workers import Workers
 
-__all__ = ["Left", "Limits", "Progress", "Verdict", "search", "shrink"]
+__all__ = ["Left", "Limits", "Progress", "Verdict", "search"]
 
 FAIR_TURNS = (1, 4, 16)
 PCT_DEPTHS = (3, 2, 5, 1, 4)
@@ -80,6 +80,7 @@ class Exploration:
         self.left: Left | None = None
         self.is_unfinished = False
         """Whether there is something to go on with."""
+        self.how = ""
         self.found: tuple[Outcome, Schedule] | None = None
 
     def run(self, strategy: str) -> Verdict:
@@ -134,6 +135,7 @@ class Exploration:
             schedule=self.found[1] if self.found else None,
             interrupted=interrupted,
             left=None if self.found else self.left,
+            how=self.how if self.found else "",
         )
 
     # ------------------------------------------------------------------ where it is
@@ -233,9 +235,11 @@ class Exploration:
         """Whether it ends, however often somebody asks."""
         for turns in FAIR_TURNS[self.position :]:
             self._check_limits()
+            self.how = f"{turns} steps each in turn"
             if self._once("fair", Fair(turns), unbounded=True):
                 return
             self.position += 1
+        self.how = ""
 
     def _random(self) -> None:
         if self.workers is not None:
@@ -246,9 +250,12 @@ class Exploration:
             if self._once("pct", self._walk(self.position)):
                 return
             self.position += 1
+        self.how = ""
 
     def _walk(self, number: int) -> Pct:
-        return Pct(self.seed, number, PCT_DEPTHS[number % len(PCT_DEPTHS)], max(self.steps, 50))
+        depth = PCT_DEPTHS[number % len(PCT_DEPTHS)]
+        self.how = f"depth {depth}, seed {self.seed}"
+        return Pct(self.seed, number, depth, max(self.steps, 50))
 
     def _random_split(self, workers: Workers) -> None:
         """The same, and the same one found: results are taken in order."""
@@ -265,6 +272,7 @@ class Exploration:
                 if found is not None:
                     self._again("pct", self._walk(found))
                     return
+        self.how = ""
         if self.position < self.limits.random:
             self._check_limits()
 
@@ -353,53 +361,3 @@ def search(
                 f"is damaged ({error!r}); name another file to begin anew", place=str(checkpoint)
             ) from None
     return exploration.run(strategy)
-
-
-def shrink(
-    program: Explored,
-    schedule: Schedule,
-    outcome: Outcome,
-    stop: Callable[[], bool] = lambda: False,
-) -> tuple[Schedule, int]:
-    """A schedule with as few exceptions as can be that breaks the same invariant; and how many executions that took.
-
-    ``stop`` is asked between two executions: then it is the best until there.
-    """
-    tries = 0
-    items: list[tuple[str, tuple[int, int], int]] = [
-        *(("turn", at, to) for at, to in schedule.turns.items()),
-        *(("value", at, to) for at, to in schedule.values.items()),
-    ]
-    best = schedule
-
-    def fails(some: list[tuple[str, tuple[int, int], int]]) -> bool:
-        nonlocal best, tries
-        tries += 1
-        advice = Schedule(
-            {at: to for kind, at, to in some if kind == "turn"},
-            {at: to for kind, at, to in some if kind == "value"},
-        )
-        recorder = Recorder(Replay(advice, strict=False))
-        again = program.once(recorder)
-        if not again.finding or again.invariant != outcome.invariant:
-            return False
-        if recorder.schedule.size <= best.size:
-            best = recorder.schedule
-        return True
-
-    size = max(len(items) // 2, 1)
-    while items and size and not stop():
-        for start in _starts(len(items), size):
-            rest = items[:start] + items[start + size :]
-            if stop() or fails(rest):
-                items = rest
-                break
-        else:
-            size //= 2
-            continue
-        size = min(size, max(len(items) // 2, 1))
-    return best, tries
-
-
-def _starts(length: int, size: int) -> Iterator[int]:
-    return iter(range(0, length, size))

@@ -139,7 +139,7 @@ def watch_fields(kernel: ArchKernel, fields: SharedFields) -> None:
 
 def _attributes(thing: object) -> dict[str, Any]:
     names = (
-        attrs.fields_dict(type(thing))
+        attrs.fields_dict(type(thing))  # type: ignore[arg-type]
         if attrs.has(type(thing))
         else vars(thing)
         if hasattr(thing, "__dict__")

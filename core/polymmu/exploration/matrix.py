@@ -57,7 +57,11 @@ def cells(
     progress: Callable[[str, Progress], None] | None = None,
 ) -> Iterator[Cell]:
     """Every cell, one after another. ``machine``, ``variant``: these only. ``progress`` is also told which cell it is.
-    Raises UserMistake."""
+    Raises UserMistake.
+
+    Schedules are left as they were found: whoever wants to read one explores that cell.
+    """
+    limits = attrs.evolve(limits or Limits(), shrink=0)
     known = machine_files()
     for file in scenarios:
         arches = file.scenario.arches or tuple(registry.installed_arches())

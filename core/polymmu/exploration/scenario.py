@@ -19,7 +19,6 @@ from polymmu.errors import UserMistake
 from polymmu.events import EVENT_NAMES, Events
 from polymmu.exploration.fields import SharedFields, watch_fields
 from polymmu.exploration.restore import Saved
-from polymmu.exploration.schedule import Recorder, Schedule
 from polymmu.exploration.watch import silently, watch
 from polymmu.machine import Machine
 from polymmu.mm.mm import leave_lazy_tlb
@@ -153,18 +152,11 @@ class Explored:
         finally:
             self._saved.restore()
 
-    def told(self, picker: Picker, *, unbounded: bool = False) -> tuple[Outcome, Schedule]:
-        """One execution, with every step and where in the code it was."""
-        recorder = Recorder(picker, lambda: self.sched.context.place)
-        self.sched.tells_places = True
-        try:
-            return self.once(recorder, unbounded=unbounded), recorder.schedule
-        finally:
-            self.sched.tells_places = False
-
     def _outcome(self, picker: Picker, unbounded: bool) -> Outcome:
         self.run.start()
         failure = self.sched.run(picker, unbounded=unbounded)
+        if isinstance(failure, KeyboardInterrupt):
+            raise failure
         violations = self.sanitizer.violations
         if failure is None:
             leave_lazy_tlb(self.machine.kernel)
@@ -185,9 +177,8 @@ class Explored:
         if isinstance(failure, Stop):
             return Outcome(finding=str(failure))
         if isinstance(failure, AssertionError):
-            return Outcome(
-                finding=str(failure), invariant="INV-ATOMIC" if "sleeping" in str(failure) else "INV-REF"
-            )
+            said = str(failure).partition("\n")[0]  # pytest adds what it compared
+            return Outcome(finding=said, invariant="INV-ATOMIC" if "sleeping" in said else "INV-REF")
         raise failure
 
     def _race(self, what: str) -> None:

@@ -10,8 +10,8 @@ does something else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import attrs
 
@@ -33,7 +33,6 @@ class Step:
     nth: int
     kind: str
     what: str
-    place: str = ""
 
 
 @attrs.frozen
@@ -53,8 +52,8 @@ class Schedule:
         return len(self.turns) + len(self.values)
 
     @property
-    def switches(self) -> int:
-        """How often the steps go from one task to another."""
+    def hand_overs(self) -> int:
+        """How often the steps go from one task to another, also where the first one could not go on."""
         return sum(one.task != other.task for one, other in zip(self.steps, self.steps[1:], strict=False))
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,6 +68,9 @@ class Schedule:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Schedule:
         """Undo ``to_dict``. Raises ValueError, TypeError or KeyError for anything else."""
+        for key in ("turns", "values", "steps"):
+            if not isinstance(data[key], list):
+                raise TypeError(f"{key} is no list")
         counts: dict[int, int] = {}
         steps = []
         for task, kind, what in data["steps"]:
@@ -88,9 +90,9 @@ def default_pick(current: int, able: Sequence[int]) -> int:
 
 
 class Recorder:
-    """A picker in front of another one, which writes down what happens. ``place_of`` the operation in progress."""
+    """A picker in front of another one, which writes down what happens."""
 
-    def __init__(self, picker: Picker, place_of: Callable[[], str] | None = None) -> None:
+    def __init__(self, picker: Picker) -> None:
         self.spawned = picker.spawned
         self.stuck = picker.stuck
         self._picker = picker
@@ -99,7 +101,6 @@ class Recorder:
         self._values: dict[tuple[int, int], int] = {}
         self._steps: list[Step] = []
         self._task = -1
-        self._place_of = place_of or (lambda: "")
 
     def pick(self, current: int, able: Sequence[int]) -> int:
         """See ``Picker``."""
@@ -119,7 +120,7 @@ class Recorder:
     def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
         """See ``Picker``."""
         self._done[task] = nth = self._done.get(task, 0) + 1
-        self._steps.append(Step(task, nth, kind, name_of(what), self._place_of()))
+        self._steps.append(Step(task, nth, kind, name_of(what)))
         self._picker.happened(task, kind, what, accesses)
 
     @property
@@ -129,12 +130,13 @@ class Recorder:
 
 
 class Replay:
-    """A picker that follows a schedule. ``strict``: every step must be the one written down; else the schedule is
-    advice, and an exception that makes no sense any more is passed over."""
+    """A picker that follows a schedule. ``strict``: every step must be the one written down, else ``diverged`` says
+    where it was not; otherwise the schedule is advice, and an exception that makes no sense any more is passed over."""
 
     def __init__(self, schedule: Schedule, *, strict: bool) -> None:
         self._schedule = schedule
         self._strict = strict
+        self.diverged = ""
         self._done: dict[int, int] = {}
         self._task = -1
         self._step = 0
@@ -147,7 +149,7 @@ class Replay:
         task = self._schedule.turns.get((current, self._done.get(current, 0)))
         if task is None or task not in able:
             if task is not None and self._strict:
-                raise Diverged(f"step {self._step}: task {task} cannot go on here")
+                self._diverge(f"task {task} cannot go on here")
             task = default_pick(current, able)
         self._task = task
         return task
@@ -167,15 +169,17 @@ class Replay:
     def _check(self, task: int, kind: str, what: str) -> None:
         steps = self._schedule.steps
         if self._step >= len(steps):
-            raise Diverged(
-                f"step {self._step}: the schedule ends here, task {task} goes on with '{kind} {what}'"
-            )
+            self._diverge(f"the schedule ends here, task {task} goes on with '{kind} {what}'")
         then = steps[self._step]
         if (then.task, then.kind, then.what) != (task, kind, what):
-            raise Diverged(
-                f"step {self._step}: task {task} did '{kind} {what}', "
+            self._diverge(
+                f"task {task} did '{kind} {what}', "
                 f"in the schedule task {then.task} did '{then.kind} {then.what}'"
             )
+
+    def _diverge(self, text: str) -> NoReturn:
+        self.diverged = self.diverged or f"step {self._step}: {text}"
+        raise Diverged(self.diverged)
 
     def stuck(self, blocked: Sequence[tuple[int, Sequence[Access]]]) -> None:
         """See ``Picker``."""

@@ -1,73 +1,41 @@
-"""How a broken schedule is shown: a column per CPU, as kernel commit messages show races; and as JSON."""
+"""How a verdict is shown: as JSON, and as text with what was covered or what broke."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
 from typing import Any
 
 import attrs
 
-from polymmu.exploration.explorer import Left, Verdict
-from polymmu.exploration.schedule import Schedule, Step
+from polymmu.exploration.columns import count, finding_lines, told_text, wrapped
+from polymmu.exploration.handover import Broken, OnFixed
+from polymmu.exploration.verdict import Left, Verdict
+from polymmu.exploration.witness import Conflict, Told
 
-__all__ = ["columns", "duration", "left_text", "steps_of", "verdict_dict", "verdict_text"]
+__all__ = ["duration", "left_text", "steps_of", "verdict_dict", "verdict_text"]
 
-Names = Mapping[int, tuple[str, int]]
-WIDTH = 38
-SHOWN = 60
-"""Steps shown from the beginning, and from the end, of a schedule that goes on for ever."""
+MODELS = {"sc": "sequential consistency"}
 
 
-def steps_of(schedule: Schedule, names: Names) -> list[dict[str, Any]]:
-    """Every step: cpu, task, op, where, detail."""
+# ------------------------------------------------------------------ JSON
+def steps_of(told: Told) -> list[dict[str, Any]]:
+    """Every step: cpu, task, op, where, detail, the step of the scenario and the locks held."""
     return [
         {
-            "cpu": names[step.task][1],
-            "task": names[step.task][0],
+            "cpu": step.cpu,
+            "task": step.name,
             "op": step.kind,
             "where": step.place,
             "detail": step.what,
+            "doing": step.doing,
+            "locks_held": list(step.locks),
         }
-        for step in schedule.steps
+        for step in told.steps
     ]
-
-
-def columns(schedule: Schedule, names: Names) -> str:
-    """The steps in the order in which they happened, each below its CPU; reads next to each other in one line."""
-    cpus = sorted({names[step.task][1] for step in schedule.steps})
-    lines = [
-        " ".join(f"CPU {cpu}".ljust(WIDTH) for cpu in cpus).rstrip(),
-        " ".join("=" * WIDTH for _ in cpus),
-    ]
-    rows = _folded(schedule.steps, names)
-    left_out = len(rows) - 2 * SHOWN
-    for number, (text, cpu) in enumerate(rows):
-        if left_out > 0 and SHOWN <= number < SHOWN + left_out:
-            if number == SHOWN:
-                lines.append(f"... {left_out} more ...")
-            continue
-        lines.append((" " * (WIDTH + 1) * cpus.index(cpu) + text).rstrip())
-    return "\n".join(lines)
-
-
-def _folded(steps: Sequence[Step], names: Names) -> list[tuple[str, int]]:
-    rows: list[tuple[str, int]] = []
-    last: tuple[int, str, str] | None = None
-    for step in steps:
-        if step.kind in ("begin", "cond_resched", "end"):
-            continue
-        function = step.place.rpartition(" ")[2]
-        key = (step.task, step.kind, function)
-        if key == last and step.kind == "read":
-            continue
-        last = key
-        text = f"{step.kind} {step.what}".strip()
-        rows.append((f"{text}  ({function})" if function else text, names[step.task][1]))
-    return rows
 
 
 def verdict_dict(
-    verdict: Verdict, scenario: str, machine: str, names: Names, replay: str | None
+    verdict: Verdict, scenario: str, machine: str, broken: Broken | None, replay: str | None
 ) -> dict[str, Any]:
     """The value of ``polymmu explore --format json``."""
     value: dict[str, Any] = {
@@ -86,52 +54,93 @@ def verdict_dict(
     }
     if verdict.interrupted:
         value["partial"] = True
-    if verdict.outcome is not None and verdict.schedule is not None:
-        value["violation"] = {
-            "invariant": verdict.outcome.invariant,
-            "message": verdict.outcome.finding,
-            "schedule": {"switches": verdict.schedule.switches, **verdict.schedule.to_dict()},
-            "steps": steps_of(verdict.schedule, names),
-            "replay": replay,
-        }
+    if broken is not None:
+        value["violation"] = _violation(verdict, broken, scenario, replay)
     return value
 
 
-def _memory_model(verdict: Verdict) -> str:
-    if verdict.bounds["memory_model"] == "tso":
-        return f"total store order, buffers of {verdict.bounds['store_buffer']} stores"
-    sc = "sequential consistency"
-    if verdict.bounds["hardware_memory_model"] == "weak":
-        return f"{sc}; this architecture's own model is weaker and is not modelled"
-    return sc
+def _violation(verdict: Verdict, broken: Broken, scenario: str, replay: str | None) -> dict[str, Any]:
+    told = broken.told
+    schedule = told.schedule
+    return {
+        "invariant": told.outcome.invariant,
+        "message": told.outcome.finding,
+        "found_by": {"strategy": verdict.strategy, "how": verdict.how, "execution": verdict.executions},
+        "shrunk": {
+            "from": {"switches": len(broken.found.turns), "choices": len(broken.found.values)},
+            "executions": broken.shrinking,
+        },
+        "schedule": {
+            "switches": len(schedule.turns),
+            "choices": len(schedule.values),
+            "hand_overs": schedule.hand_overs,
+            **schedule.to_dict(),
+        },
+        "steps": steps_of(told),
+        "wrong_step": told.wrong,
+        "cause_step": told.cause,
+        "conflicts": [_conflict(told, conflict) for conflict in told.conflicts],
+        "cycle": {"from": told.cycle[0], "steps": told.cycle[1]} if told.cycle[1] else None,
+        "on_fixed": _on_fixed_dict(broken.on_fixed),
+        "replay": replay,
+        "pytest": _pytest(scenario, replay),
+    }
 
 
-def verdict_text(verdict: Verdict, scenario: str, machine: str, names: Names, replay: str | None) -> str:
-    """The same for people."""
-    head = f"scenario {scenario}, machine {machine}, memory model: {_memory_model(verdict)}"
-    count = f"{verdict.executions} executions, {verdict.seconds:.2f} s"
-    choices = ", ".join(f"{name} {n}" for name, n in verdict.bounds["choices"].items()) or "none"
-    if verdict.outcome is not None and verdict.schedule is not None:
-        exceptions = (
-            f"{len(verdict.schedule.turns)} switches out of turn, {len(verdict.schedule.values)} choices"
+def _conflict(told: Told, conflict: Conflict) -> dict[str, Any]:
+    sides = []
+    for number in (conflict.first, conflict.second):
+        step = told.steps[number]
+        sides.append(
+            {
+                "step": number,
+                "cpu": step.cpu,
+                "task": step.name,
+                "op": step.kind,
+                "where": step.place,
+                "locks_held": list(step.locks),
+            }
         )
-        lines = [
-            verdict.outcome.finding,
-            head,
-            f"found by {verdict.strategy}, {count}; shrunk to {exceptions}",
-            "",
-        ]
-        lines.append(columns(verdict.schedule, names))
-        if replay is not None:
-            lines += ["", f"again: polymmu replay {replay}"]
-        return "\n".join(lines)
+    return {"object": conflict.what, "first": sides[0], "second": sides[1]}
+
+
+def _on_fixed_dict(on_fixed: OnFixed | None) -> dict[str, Any] | None:
+    if on_fixed is None:
+        return None
+    return {
+        "verdict": "violation" if on_fixed.outcome.finding else "clean",
+        "message": on_fixed.outcome.finding,
+        "followed": on_fixed.followed,
+        "parts_at": None if on_fixed.parts_at < 0 else on_fixed.parts_at,
+        "instead": on_fixed.instead,
+    }
+
+
+def _pytest(scenario: str, replay: str | None) -> str | None:
+    """A test to paste: it fails for as long as the schedule breaks anything."""
+    if replay is None:
+        return None
+    name = "".join(letter if letter.isalnum() else "_" for letter in scenario)
+    return f"def test_{name}() -> None:\n    polymmu.replay({replay!r}, strict=False).check()"
+
+
+# ------------------------------------------------------------------ text
+def verdict_text(
+    verdict: Verdict, scenario: str, machine: str, broken: Broken | None, replay: str | None
+) -> str:
+    """The same for people."""
+    head = f"scenario {scenario}, machine {machine}, memory model: {_model(verdict)}"
+    made = f"{verdict.executions} executions, {verdict.seconds:.2f} s"
+    choices = ", ".join(f"{name} {n}" for name, n in verdict.bounds["choices"].items()) or "none"
+    if broken is not None:
+        return _broken_text(verdict, head, broken, scenario, replay)
     claims = {
         "clean": "clean: every interleaving was covered (up to the order of steps that commute)",
         "bounded": f"bounded: every schedule of at most {verdict.bounds.get('preemptions')} preemptions was covered; "
         "beyond that nothing is claimed",
         "sampled": "sampled: these executions broke nothing; that is all that is claimed",
     }
-    lines = [claims[verdict.verdict], head, f"{count}; budgets of choices: {choices}"]
+    lines = [claims[verdict.verdict], head, f"{made}; budgets of choices: {choices}"]
     if verdict.interrupted:
         lines.append("interrupted: this is what was covered until then")
     if verdict.left is not None:
@@ -151,3 +160,55 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
     return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def _model(verdict: Verdict) -> str:
+    if verdict.bounds["memory_model"] == "tso":
+        return f"total store order, buffers of {verdict.bounds['store_buffer']} stores"
+    sc = "sequential consistency"
+    if verdict.bounds["hardware_memory_model"] == "weak":
+        return f"{sc}; this architecture's own model is weaker and is not modelled"
+    return sc
+
+
+def _broken_text(verdict: Verdict, head: str, broken: Broken, scenario: str, replay: str | None) -> str:
+    told = broken.told
+    how = f" ({verdict.how})" if verdict.how else ""
+    lines = [
+        *finding_lines(told),
+        head,
+        f"found by {verdict.strategy}{how}, execution {verdict.executions}, {verdict.seconds:.2f} s; {_shrunk(broken)}",
+        "",
+        *told_text(told),
+    ]
+    if broken.on_fixed is not None:
+        answer = _on_fixed_text(broken.on_fixed, told.schedule.size)
+        lines += ["", *wrapped(f"would the fixed variant fail here? {answer}")]
+    if replay is not None:
+        lines += ["", f"again: polymmu replay {replay}", "as a test:", ""]
+        lines.append(textwrap.indent(f"import polymmu\n\n{_pytest(scenario, replay)}", "    "))
+    if broken.interrupted:
+        lines += ["", "interrupted: it may be longer than it need be"]
+    return "\n".join(lines)
+
+
+def _shrunk(broken: Broken) -> str:
+    if broken.told.cycle[1]:
+        return "it goes on for ever"
+    to, found = broken.told.schedule, broken.found
+    size = f"{count(len(to.turns), 'switch', 'es')}, {count(len(to.values), 'choice')}"
+    if found.size == to.size:
+        return size
+    then = f"{len(found.turns)} and {len(found.values)}"
+    return f"shrunk to {size} (from {then}, in {count(broken.shrinking, 'execution')})"
+
+
+def _on_fixed_text(on_fixed: OnFixed, exceptions: int) -> str:
+    if on_fixed.outcome.finding:
+        return f"yes: {on_fixed.outcome.finding}"
+    if on_fixed.parts_at < 0:
+        return "no: clean on this schedule"
+    went = f"at step {on_fixed.parts_at} {on_fixed.instead or 'it is over'} instead"
+    if on_fixed.followed >= exceptions:
+        return f"no: clean on this schedule ({went})"
+    return f"no: it cannot follow: {went}; clean to its end"

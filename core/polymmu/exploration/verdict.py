@@ -16,12 +16,14 @@ __all__ = ["Left", "Limits", "Progress", "Verdict"]
 @attrs.frozen(kw_only=True)
 class Limits:
     """When to stop. ``random``: schedules tried at random first; ``executions``, ``seconds``: of everything, not
-    counting what was done before a search was resumed; ``preemptions``: the most that the fallback covers."""
+    counting what was done before a search was resumed; ``preemptions``: the most that the fallback covers; ``shrink``:
+    executions spent on making what was found short."""
 
     random: int = 100
     executions: int = 20_000
     seconds: float = 60.0
     preemptions: int = 2
+    shrink: int = 400
 
 
 @attrs.frozen
@@ -59,3 +61,5 @@ class Verdict:
     schedule: Schedule | None = None
     interrupted: bool = False
     left: Left | None = None
+    how: str = ""
+    """Which of the strategy's executions found it, where that has a name of its own."""

@@ -214,7 +214,8 @@ class ExploringSched(TaskSched):
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """Whom each number stands for."""
+        """Who made each task that there ever was, by number. Numbers are given as tasks turn up, so they hang on what
+        was run before; whoever wants to speak of tasks elsewhere hands this on there, before the first run."""
         return tuple(self._numbers)
 
     @keys.setter

@@ -165,6 +165,11 @@ class Lockdep:
         for locks in self._held.values():
             yield from locks
 
+    def held_by(self, context: object) -> Iterator[Lock]:
+        """What ``context`` holds, the first taken first."""
+        for lock, _ in self._held.get(context, ()):
+            yield lock
+
     # ------------------------------------------------------------------ the order
     def _edge(self, outer: str, outer_place: str, inner: str, inner_place: str) -> None:
         known = self.order.setdefault(outer, {})

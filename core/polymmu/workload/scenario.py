@@ -82,6 +82,8 @@ class ScenarioRun:
         self.files: dict[str, FileHandle] = {}
         self.devices: dict[str, DeviceHandle] = {}
         """By the name of the mm that each is attached to."""
+        self.doing: dict[str, Step] = {}
+        """By the name of each task: the step that it is at."""
         self.result = ScenarioResult()
 
     def setup(self) -> None:
@@ -105,7 +107,7 @@ class ScenarioRun:
                 mm = self.mms[plan.mm]
                 self.tasks[plan.mm] += 1
             task = TaskRun(self, self.machine.cpus[index], plan.mm, f"cpus.{name}")
-            self.machine.spawn(f"task {name}", index, mm, partial(task.run, plan))
+            self.machine.spawn(task.name, index, mm, partial(task.run, plan))
 
     def give_up(self) -> None:
         """Drop what the setup and the tasks left, and see that nothing stays."""
@@ -137,6 +139,7 @@ class TaskRun:
         self.cpu = cpu
         self.own = own
         self.where = where
+        self.name = f"task {where.rpartition('.')[2]}"
 
     def run(self, plan: CpuPlan) -> None:
         """The life of the task."""
@@ -164,6 +167,7 @@ class TaskRun:
         """One step; ``where`` it stands is told with whatever is wrong with it."""
         act: Callable[[Any], None] = getattr(self, f"_{step.verb}")
         self.run_of.result.steps += 1
+        self.run_of.doing[self.name] = step
         try:
             act(step.what)
         except UserMistake as mistake:
