@@ -201,7 +201,7 @@ def asked_hooks() -> set[str]:
 
 def test_the_program_reaches_most_hooks() -> None:
     never = set(HOOKS) - asked_hooks()
-    # Asked only by listings, the explorer, translate, huge mappings, reclaim and lockless walkers, none of which it does.
+    # Asked only by listings, explorations, translate, huge mappings, reclaim and lockless walkers: none is here.
     assert never <= {
         "summary", "memory_model", "root_of",
         "huge_pte_alloc", "prepare_hugepage_range", "hugetlb_free_pgd_range",
