@@ -113,6 +113,7 @@ def activate(cpu: Cpu, mm: mm_struct) -> None:
     kernel: ArchKernel = mm.kernel
     number = KERNEL_CONTEXT if mm is kernel.init_mm else get_context(mm)
     _flush_if_due(kernel, cpu, contexts_of(mm))
+    kernel.sched.atomic()
     mm.cpu_mask |= 1 << cpu.index
     section = section_of(mm)
     for region in range(USER_REGIONS):

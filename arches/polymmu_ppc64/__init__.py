@@ -192,6 +192,7 @@ def init_new_context(mm: mm_struct, like: mm_struct | None) -> None:
 def switch_mm(cpu: arch.Cpu, prev: mm_struct | None, following: mm_struct) -> None:
     if prev is following:
         return
+    following.kernel.sched.atomic()
     following.cpu_mask |= 1 << cpu.index
     cpu.load_root(following.pgd, asid=following.context.number, space=following.serial)
     flush.load_segments(cpu, following.context)

@@ -138,6 +138,7 @@ def load_context(cpu: Cpu, mm: mm_struct) -> None:
     cpu.load_root(mm.pgd, asid=context.number, space=mm.serial)
     load_tsbs(cpu, mm)
     if mm is not kernel.init_mm and not mm.cpu_mask >> cpu.index & 1:
+        kernel.sched.atomic()
         mm.cpu_mask |= 1 << cpu.index
         cpu.invalidate(asid=context.number)
         kernel.sched.spend(kernel.description.costs.flush_all, "flush")

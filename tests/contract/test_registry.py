@@ -201,9 +201,10 @@ def asked_hooks() -> set[str]:
 
 def test_the_program_reaches_most_hooks() -> None:
     never = set(HOOKS) - asked_hooks()
-    # Asked only by listings, the explorer, translate, huge mappings, reclaim and lockless walkers: it does none of it.
+    # Asked only by listings, explorations, translate, huge mappings, reclaim and lockless walkers: none is here.
     assert never <= {
-        "summary", "memory_model", "root_of", "huge_pte_alloc", "prepare_hugepage_range", "hugetlb_free_pgd_range",
+        "summary", "memory_model", "root_of",
+        "huge_pte_alloc", "prepare_hugepage_range", "hugetlb_free_pgd_range",
         "test_and_clear_young", "page_test_and_clear_dirty", "gup_fast_begin", "gup_fast_end",
         "enter_lazy_tlb", "flush_cache_mm", "config_class", "flush_cache_range", "flush_tlb_page",
         "read_image", "deviations", "grow_task_size", "huge_pte_offset", "set_huge_pte", "huge_ptep_get_and_clear",

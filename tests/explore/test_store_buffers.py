@@ -5,12 +5,20 @@ What total store order allows: a CPU's store may come after its own later loads,
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import polymmu
+from polymmu.cli.main import main
+from polymmu.description import installed
 from polymmu.exploration.search import Blocked, Search
 from polymmu.sched.exploring import ExploringSched
 from polymmu.sched.locks import Spinlock
@@ -270,3 +278,64 @@ def test_the_search_agrees_with_another_machine_and_with_brute_force_on_random_p
 @pytest.mark.long
 def test_nor_does_it_miss_anything_of_five_thousand() -> None:
     assert sum(agrees(seed) for seed in range(1_000, 6_000)) >= 1_500
+
+
+# ------------------------------------------------------------------ on the real core
+GALLERY = "073-switch-beside-a-flush"
+
+
+def test_a_flush_and_a_switch_miss_each_other_with_store_buffers_and_only_then(tmp_path: Path) -> None:
+    """Corpus 73."""
+    file = tmp_path / "found.json"
+    found = polymmu.explore(GALLERY, "x86_64", variant="buggy", strategy="dpor", replay=file).to_dict()
+    assert found["violation"]["invariant"] == "INV-WALK"
+    assert found["bounds"]["memory_model"] == "tso"
+    assert any(step["op"] == "drain" for step in found["violation"]["steps"])
+    assert main(["replay", str(file)]) == 1
+    sc = polymmu.explore(GALLERY, "x86_64", variant="buggy", strategy="dpor", memory_model="sc").to_dict()
+    assert (sc["verdict"], sc["bounds"]["memory_model"]) == ("clean", "sc")
+    fixed = polymmu.explore(GALLERY, "x86_64", strategy="dpor").to_dict()
+    assert (fixed["verdict"], fixed["complete"], fixed["bounds"]["store_buffer"]) == ("clean", True, 4)
+
+
+def test_a_schedule_replays_in_a_process_that_met_other_tasks_first(tmp_path: Path) -> None:
+    """Drains have numbers by when they were met first; the file says which."""
+    file = tmp_path / "found.json"
+    assert polymmu.explore(
+        GALLERY, "x86_64", variant="buggy", strategy="pct", seed=3, replay=file
+    ).verdict.outcome
+    data = json.loads(file.read_text())
+    assert data["memory_model"] == "tso"
+    assert len(data["tasks"]) > 2
+    command = [sys.executable, "-m", "polymmu", "replay", str(file)]
+    env = os.environ | {"PYTHONHASHSEED": "7"}
+    assert subprocess.run(command, capture_output=True, env=env, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("arch", ["ia64", "ppc64"])
+def test_store_buffers_are_refused_where_hardware_does_more(
+    arch: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explore", "007d-torn-copy", "--machine", arch, "--memory-model", "tso"]) == 2
+    assert "weaker than tso, and that is not modelled" in capsys.readouterr().err
+    assert (
+        main(["explore", "012-giving-way-below-a-spinlock", "--machine", arch, "--strategy", "default"]) == 0
+    )
+    assert "weaker and is not modelled" in capsys.readouterr().out
+
+
+def test_a_variant_may_choose_its_memory_model(tmp_path: Path) -> None:
+    text = Path(installed.scenario_files()[GALLERY].path).read_text()
+    path = tmp_path / "chosen.yaml"
+    path.write_text(
+        text.replace("memory_model: tso\n", "").replace("buggy: {", "buggy: {memory_model: tso, ")
+    )
+    verdicts = [
+        polymmu.explore(path, "x86_64", variant=name, strategy="dpor").to_dict()
+        for name in ("buggy", "fixed")
+    ]
+    assert [verdict["bounds"]["memory_model"] for verdict in verdicts] == ["tso", "sc"]
+    assert [verdict["verdict"] for verdict in verdicts] == ["violation", "clean"]
+    path.write_text(text.replace("buggy: {", "buggy: {memory_model: rmo, "))
+    with pytest.raises(polymmu.UserMistake, match=r"variants.buggy.memory_model: one of sc, tso"):
+        polymmu.explore(path, "x86_64")

@@ -10,7 +10,7 @@ from typing import Any
 from polymmu.cli import common
 from polymmu.cli.watching import watching
 from polymmu.errors import UserMistake
-from polymmu.exploration import STRATEGIES
+from polymmu.exploration import MEMORY_MODELS, STRATEGIES
 
 __all__ = ["add", "run"]
 
@@ -54,7 +54,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--memory-model",
-        choices=("sc", "tso"),
+        choices=MEMORY_MODELS,
         help="sequential consistency, or store buffers where the hardware has such (default: the scenario's, or sc)",
     )
     parser.add_argument(

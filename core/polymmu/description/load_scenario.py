@@ -17,8 +17,8 @@ from polymmu.description.installed import SUFFIX, scenario_files
 from polymmu.description.load import is_path, read_text
 from polymmu.description.mistakes import Place, Problems, unknown
 from polymmu.description.overlay import merge
-from polymmu.description.scenario import Scenario
-from polymmu.description.yaml_source import MAX_BYTES, Mapping, parse_yaml
+from polymmu.description.scenario import MEMORY_MODELS, Scenario
+from polymmu.description.yaml_source import MAX_BYTES, Mapping, Scalar, parse_yaml
 from polymmu.errors import UserMistake
 
 __all__ = [
@@ -65,6 +65,7 @@ class ScenarioFile:
 
 
 FIXED = "fixed"
+MODEL_KEY = "memory_model"
 _SCENARIO = re.compile(rb"^scenario\s*:", re.MULTILINE)
 
 
@@ -125,10 +126,23 @@ def load_scenario_text(text: str, *, filename: str) -> ScenarioFile:
                 node.place,
                 "variants: expected mappings to lay over the machine, such as buggy: {kernel: {...}}",
             )
+    models = {}
+    for name, (place, node) in variants.items.items():
+        assert isinstance(node, Mapping)
+        chosen = node.items.get(MODEL_KEY)
+        if chosen is None:
+            continue
+        rest = {key: value for key, value in node.items.items() if key != MODEL_KEY}
+        variants = Mapping(variants.place, {**variants.items, name: (place, Mapping(node.place, rest))})
+        if isinstance(chosen[1], Scalar) and chosen[1].text in MEMORY_MODELS:
+            models[name] = chosen[1].text
+        else:
+            problems.add(chosen[1].place, f"variants.{name}.{MODEL_KEY}: one of {', '.join(MEMORY_MODELS)}")
     scenario = convert(Scenario, Mapping(tree.place, items), problems)
     problems.finish()
     assert scenario is not None  # or there would have been a problem
-    return ScenarioFile(scenario, filename, hashlib.sha256(text.encode()).hexdigest(), over, variants)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return ScenarioFile(scenario, filename, sha256, over, variants, models)
 
 
 @attrs.frozen

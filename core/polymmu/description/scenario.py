@@ -20,6 +20,7 @@ from polymmu.description.rules import ACCESSES
 
 __all__ = ["CpuPlan", "Scenario", "Step", "bytes_of"]
 
+MEMORY_MODELS = ("sc", "tso")
 SPAN = r"(0|[1-9][0-9]{0,11})(p|pmd)(\+(0|[1-9][0-9]{0,11})(p|pmd))*"
 SPAN_DOC = "a number of pages such as 16p, 1pmd or 1pmd+3p"
 
@@ -325,7 +326,7 @@ class Scenario:
     memory_model: str = field(
         default="sc",
         metadata=doc(
-            "sc (sequential consistency), or tso (store buffers) for the explorer", choices=("sc", "tso")
+            "sc (sequential consistency), or tso (store buffers) for the explorer", choices=MEMORY_MODELS
         ),
     )
     expect: str = field(default="clean", metadata=doc("what must come of it", choices=("clean",)))

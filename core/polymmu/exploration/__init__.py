@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["STRATEGIES"]
+__all__ = ["MEMORY_MODELS", "STRATEGIES"]
+
+MEMORY_MODELS = ("sc", "tso")
+"""Sequential consistency; store buffers (total store order)."""
 
 STRATEGIES = ("portfolio", "default", "fair", "pct", "dpor", "sleep", "naive", "bounded")
 """Ways to search; ``portfolio`` is all that are worth it, in turn."""

@@ -14,7 +14,7 @@ from polymmu.description.installed import machine_files
 from polymmu.description.load_scenario import ScenarioFile, load_scenario
 from polymmu.description.mistakes import unknown
 from polymmu.errors import UserMistake
-from polymmu.exploration import STRATEGIES
+from polymmu.exploration import MEMORY_MODELS, STRATEGIES
 from polymmu.exploration.explorer import Limits, Progress, Verdict, search
 from polymmu.exploration.handover import Broken, hand_over
 from polymmu.exploration.interrupts import Interrupts
@@ -77,6 +77,8 @@ def explore(
     """
     if strategy not in STRATEGIES:
         raise UserMistake(unknown("strategy", strategy, STRATEGIES))
+    if memory_model not in (None, *MEMORY_MODELS):
+        raise UserMistake(unknown("memory model", str(memory_model), MEMORY_MODELS))
     file = scenario if isinstance(scenario, ScenarioFile) else load_scenario(str(scenario))
     if machine is None:
         machine = _plain_machine(file)

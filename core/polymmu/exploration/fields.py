@@ -138,14 +138,10 @@ def watch_fields(kernel: ArchKernel, fields: SharedFields) -> None:
 
 
 def _attributes(thing: object) -> dict[str, Any]:
-    names = (
-        attrs.fields_dict(type(thing))  # type: ignore[arg-type]
-        if attrs.has(type(thing))
-        else vars(thing)
-        if hasattr(thing, "__dict__")
-        else ()
-    )
-    return {name: getattr(thing, name) for name in names}
+    kind: Any = type(thing)
+    if attrs.has(kind):
+        return {name: getattr(thing, name) for name in attrs.fields_dict(kind)}
+    return vars(thing) if hasattr(thing, "__dict__") else {}
 
 
 def _owned(fields: SharedFields, kind: type, name: str, field: str) -> property:

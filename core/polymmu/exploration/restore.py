@@ -49,8 +49,15 @@ class Saved:
     """The state of everything reachable from ``roots`` when it was made, but for what is in ``leave``."""
 
     def __init__(
-        self, roots: Iterable[object], ram: Ram, frames: Frames, leave: Iterable[object] = ()
+        self,
+        roots: Iterable[object],
+        ram: Ram,
+        frames: Frames,
+        leave: Iterable[object] = (),
+        *,
+        in_stock: int = 0,
     ) -> None:
+        """``in_stock``: below this frame any may be used at any time, above they are used from the bottom up."""
         self._ram, self._frames = ram, frames
         self._pages = ram.bytes.reshape(-1, frames.page_size)
         self._seen: dict[int, object] = {id(thing): thing for thing in (ram, frames, *leave)}
@@ -58,7 +65,7 @@ class Saved:
         todo = list(roots)
         while todo:
             self._save(todo.pop(), todo)
-        self._save_frames()
+        self._save_frames(in_stock)
         self.things = len(self._undo)
 
     def restore(self) -> None:
@@ -110,10 +117,10 @@ class Saved:
             self._undo.append(_fields(thing, fields, own))
 
     # ------------------------------------------------------------------ frames
-    def _save_frames(self) -> None:
+    def _save_frames(self, in_stock: int) -> None:
         table = self._frames.table
         used = np.flatnonzero(table.any(axis=0))
-        self._high = int(used[-1]) + 1 if len(used) else 0
+        self._high = max(int(used[-1]) + 1 if len(used) else 0, in_stock)
         self._table = table[:, : self._high].copy()
         holds = self._table[FLAGS] & (PG_TABLE | NONZERO) != 0
         self._full = np.flatnonzero(holds)
@@ -124,7 +131,7 @@ class Saved:
     def _restore_frames(self) -> None:
         table = self._frames.table
         high = self._high
-        # Frames are used from the bottom up: look beyond for as long as there are any.
+        # Look beyond for as long as there are any.
         end = high
         while end < self._frames.count and table[:, end].any():
             self._pages[end] = 0

@@ -143,6 +143,7 @@ class Explored:
                 self,
                 file,
             ],
+            in_stock=kernel.free.bump,
         )
 
     def once(self, picker: Picker, *, unbounded: bool = False) -> Outcome:

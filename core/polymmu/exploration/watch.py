@@ -216,6 +216,11 @@ def _visible(
         about_to_write(ptep, 1)
         return ops.set_access_flags(vma, addr, ptep, value)
 
+    def huge_ptep_get_and_clear(mm: mm_struct, addr: int, ptep: int, size: int) -> int:
+        sched.atomic()
+        sched.point("write", ptep)
+        return ops.huge_ptep_get_and_clear(mm, addr, ptep, size)
+
     def clear_entry(mm: mm_struct, level: int, addr: int, entry: int) -> None:
         sched.point("write", entry)
         if speculate and sched.runs_tasks:
@@ -248,6 +253,7 @@ def _visible(
             ptep_clear_flush,
             set_wrprotect,
             set_access_flags,
+            huge_ptep_get_and_clear,
             clear_entry,
             populate,
             switch_mm,

@@ -31,10 +31,9 @@ from numpy.typing import NDArray
 
 from polymmu.hardware.cpu import Cpu
 from polymmu.sched.access import Access, Mode
-from polymmu.sched.driver import TaskSched
 from polymmu.sched.lockdep import place_here
 from polymmu.sched.locks import Lock, RwSem
-from polymmu.sched.store_buffers import Store, StoreBuffers, Undo
+from polymmu.sched.words import BARRIERS, SharedWords
 
 __all__ = ["ExploringSched", "Halt", "Picker", "Stuck", "Task"]
 
@@ -137,25 +136,7 @@ _MODES: Mapping[str, Mode] = {
 }
 
 
-BARRIERS = frozenset(
-    {
-        "lock",
-        "trylock",
-        "read_lock",
-        "read_unlock",
-        "asleep",
-        "ipi",
-        "interrupt",
-        "grace",
-        "load_root",
-        "flush",
-        "smp_mb",
-    }
-)
-"""Operations that are full barriers, or made of instructions that are. So is giving back any lock but a spinlock."""
-
-
-class ExploringSched(TaskSched):
+class ExploringSched(SharedWords):
     """See the top of the module. Use: ``spawn`` tasks, then ``run(picker)``. ``budgets``: how often, in one execution,
     each kind of choice may come out other than 0."""
 
@@ -193,15 +174,6 @@ class ExploringSched(TaskSched):
         self.tells_places = False
         self.silent = False
         """Whoever only looks does so now: nothing is an operation."""
-        self.buffers: StoreBuffers | None = None
-        """None: sequential consistency."""
-        self.before_drain: Callable[[], None] | None = None
-        """What else may happen just before the next store is drained."""
-        self._next_is_atomic = False
-        self._half: tuple[str, Hashable] | None = None
-        """A field that was read, or is or was changed, by the operation in progress and nothing else since."""
-        self._released: Lock | None = None
-        """The spinlock that the operation in progress gives back."""
         self._switching = [False] * len(self.cpus)
         """Which CPUs change their mm: with interrupts off, as Linux does."""
         self.after_step: Callable[[], None] | None = None
@@ -222,11 +194,6 @@ class ExploringSched(TaskSched):
     def keys(self, keys: Sequence[Key]) -> None:
         self._numbers.clear()
         self._numbers.update((key, number) for number, key in enumerate(keys))
-
-    @property
-    def watches(self) -> bool:
-        """Whether what is done now are operations."""
-        return self._picker is not None and not self.silent
 
     def in_user_mode(self, cpu: Cpu) -> bool:
         """Whether ``cpu`` runs user code for all that the kernel knows: its task waits there for its turn."""
@@ -368,97 +335,13 @@ class ExploringSched(TaskSched):
             self._finish(task)
             task.kind, task.what = kind, what
             if self.buffers is not None:
-                task.is_barrier = (
-                    self._next_is_atomic or kind in BARRIERS or (kind == "unlock" and not task.what.spins)
-                )
-                task.stores = not task.is_barrier and kind in ("write", "unlock")
+                self._prepare(task)
             if self.tells_places:
                 task.place = place_here(self)
             self._park(task)
         self._next_is_atomic, self._half = False, None
         self._stepping = True
         self._note(kind, what)
-
-    # ------------------------------------------------------------------ shared words
-    def read(self, what: Hashable) -> None:
-        """The caller reads ``what`` next: as the first half of a change that is atomic, or what that gave."""
-        if self._next_is_atomic:
-            self.point("update", what)
-            self.did(Mode.ADD, what)
-            self._half = "changes", what
-        elif self._half == ("changed", what):
-            self.did(Mode.READ, what)
-        else:
-            self.point("read", what)
-            self._half = "read", what
-
-    def write(self, what: Hashable, write: Callable[[], Undo]) -> None:
-        """Change ``what``: ``write`` does so, and returns how to take it back. Who just read it does both in one."""
-        if self._half == ("changes", what) or self._next_is_atomic:
-            if self._next_is_atomic:
-                self.point("update", what)
-                self.did(Mode.WRITE, what)
-            write()
-            self._half = "changed", what
-            return
-        if self._half != ("read", what):
-            self.point("write", what)
-        self._half = None
-        self.store(what, write)
-
-    def atomic(self) -> None:
-        self._next_is_atomic = self.watches
-
-    def not_atomic(self) -> None:
-        """What ``atomic`` announced is over."""
-        self._next_is_atomic = False
-
-    def smp_mb(self) -> None:
-        if self.buffers is not None:
-            self.point("smp_mb", None)
-
-    def store(self, what: Hashable, write: Callable[[], Undo], mode: Mode = Mode.WRITE) -> None:
-        """The operation in progress changes ``what``: ``write`` happens now, or when it is drained."""
-        buffers, cpu = self.buffers, self.cpu
-        first, self.before_drain = self.before_drain, None
-        if buffers is None or self._atomic or self.context.is_barrier or self._dying:
-            if not self.is_at("write", what):
-                self._did.append((what, mode))
-            write()
-            return
-        before = buffers.last[cpu.index]
-        follows = before[-1] if before else ()
-
-        def drain() -> None:
-            if follows:
-                self._did.append((("stored", follows), Mode.AWAIT))
-            self._did.append((("stored", task.key), Mode.SIGNAL))
-            self._did.append((what, mode))
-            if first is not None:
-                first()
-            buffers.drain(cpu.index)
-
-        task = self._on_top("drain", cpu, what, drain)
-        before.append(task.key)
-        buffers.push(cpu.index, Store(task.key, write))
-
-    def preempt_enable(self) -> None:
-        super().preempt_enable()
-        lock, self._released = self._released, None
-        if lock is not None:  # it is free for who gave it back; for others when they see that
-            owner = self.context
-
-            def release() -> Undo:
-                lock.held, lock.owner = False, None
-
-                def undo() -> None:
-                    lock.held, lock.owner = True, owner
-
-                return undo
-
-            undo = release()
-            undo()
-            self.store(lock, release, Mode.RELEASE)
 
     def switching(self, cpu: Cpu, begins: bool) -> None:
         """``cpu`` changes its mm, with interrupts off, or has done so."""
@@ -484,27 +367,14 @@ class ExploringSched(TaskSched):
         mode = _MODES.get(kind)
         if kind == "trylock":
             mode = Mode.READ if what.held else Mode.TRY
-        if self.buffers is not None and not self._atomic:
-            self._note_buffer(kind)
-            if kind == "unlock" and what.spins:
-                self._released, mode = what, None
-            elif kind == "write" and self.context.stores:
-                mode = None
+        if self.buffers is not None and not self._atomic and self._note_buffer(kind, what):
+            mode = None
         if mode is not None:
             self._did.append((what.key if kind == "ack" else what, mode))
         if kind == "unlock" and what in self._wanted:
             self._wanted.remove(what)
         if self._crowded[self.cpu.index]:
             self._did.append((("cpu", self.cpu.index), Mode.WRITE))
-
-    def _note_buffer(self, kind: str) -> None:
-        """What a barrier waited for, or a store for which there had been no room."""
-        assert self.buffers is not None
-        task, keys = self.context, self.buffers.last[self.cpu.index]
-        if task.is_barrier and keys:
-            self._did.append((("stored", keys[-1]), Mode.AWAIT))
-        elif task.stores and len(keys) == self.buffers.depth:
-            self._did.append((("stored", keys[0]), Mode.AWAIT))
 
     def _finish(self, task: Task) -> None:
         """The operation of ``task`` is over."""
@@ -617,16 +487,6 @@ class ExploringSched(TaskSched):
                     what.readers &= ~(1 << cpu.index)
             return not what.readers
         return True
-
-    @staticmethod
-    def _has_room(task: Task, buffers: StoreBuffers) -> bool:
-        """Whether the buffer of its CPU lets ``task`` go on."""
-        queue = buffers.queues[task.cpu]
-        if task.kind == "drain":
-            return queue[0].key == task.key
-        if task.is_barrier:
-            return not queue
-        return not task.stores or len(queue) < buffers.depth
 
     def _may_lose_cpu(self, task: Task) -> bool:
         """Whether another task may run instead of ``task`` on its CPU."""

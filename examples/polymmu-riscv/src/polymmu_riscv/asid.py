@@ -76,11 +76,13 @@ def switch(cpu: Cpu, prev: mm_struct | None, following: mm_struct) -> None:
     With numbers a CPU stays in ``cpu_mask`` when it leaves an mm: its TLBs still hold that mm's translations.
     """
     kernel: ArchKernel = following.kernel
+    kernel.sched.atomic()
     following.cpu_mask |= 1 << cpu.index
     if not in_use(kernel):
         cpu.load_root(following.pgd, space=following.serial)
         cpu.invalidate(asid=None, include_global=True, walk_caches="all")
         if prev is not None and prev is not following:
+            kernel.sched.atomic()
             prev.cpu_mask &= ~(1 << cpu.index)
         return
     asids = asids_of(kernel)
