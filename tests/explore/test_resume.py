@@ -136,6 +136,15 @@ def test_a_damaged_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "is damaged" in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_is_told_of_before_anything_is_searched(
+    tmp_path: Path,
+) -> None:
+    told: list[Progress] = []
+    with pytest.raises(polymmu.UserMistake, match=r"cannot write: .*; choose another place"):
+        polymmu.explore(SCENARIO, "s390", resume=tmp_path / "nowhere" / "far", progress=told.append)
+    assert told == []
+
+
 def interrupted(arguments: list[str], file: Path) -> tuple[int, dict[str, Any]]:
     """Run a command, send it SIGINT once it is well on its way, and again: the status and what it says."""
     process = subprocess.Popen(
