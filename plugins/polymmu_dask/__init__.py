@@ -7,6 +7,7 @@ somebody asks for it: it is an extra.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ class Cluster:
 def connect(address: str) -> Iterator[Workers]:
     """The workers of the scheduler at ``address``. Raises UserMistake where there is none."""
     try:
-        import distributed
+        distributed = importlib.import_module("distributed")
     except ImportError:
         raise UserMistake(
             "a Dask cluster needs the extra 'dask'; pip install 'polymmu[dask]'", place=address

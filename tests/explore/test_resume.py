@@ -83,12 +83,14 @@ def test_a_search_cut_into_pieces_by_limits_ends_like_one_in_one_piece(tmp_path:
     assert last["left"] == {**(whole.to_dict()["left"] or {}), "seconds": last["left"]["seconds"]}
 
 
-def test_a_search_that_ended_leaves_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["dpor", "bounded"])
+def test_a_search_that_ended_leaves_no_file(strategy: str, tmp_path: Path) -> None:
     file = tmp_path / "far"
-    whole = polymmu.explore(SCENARIO, "s390", strategy="dpor", limits=PATIENT)
-    polymmu.explore(SCENARIO, "s390", strategy="dpor", limits=Limits(executions=3, seconds=3600), resume=file)
+    patient, short = Limits(preemptions=1, seconds=3600), Limits(preemptions=1, executions=3, seconds=3600)
+    whole = polymmu.explore(SCENARIO, "s390", strategy=strategy, limits=patient)
+    polymmu.explore(SCENARIO, "s390", strategy=strategy, limits=short, resume=file)
     assert file.exists()
-    again = polymmu.explore(SCENARIO, "s390", strategy="dpor", limits=PATIENT, resume=file)
+    again = polymmu.explore(SCENARIO, "s390", strategy=strategy, limits=patient, resume=file)
     assert counts(again.to_dict()) == counts(whole.to_dict())
     assert not file.exists()
 
@@ -134,6 +136,15 @@ def test_a_damaged_state_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     file.write_text(json.dumps(data))
     assert main(["explore", SCENARIO, "--machine", "s390", "--strategy", "dpor", "--resume", str(file)]) == 2
     assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_told_of_before_anything_is_searched(
+    tmp_path: Path,
+) -> None:
+    told: list[Progress] = []
+    with pytest.raises(polymmu.UserMistake, match=r"cannot write: .*; choose another place"):
+        polymmu.explore(SCENARIO, "s390", resume=tmp_path / "nowhere" / "far", progress=told.append)
+    assert told == []
 
 
 def interrupted(arguments: list[str], file: Path) -> tuple[int, dict[str, Any]]:

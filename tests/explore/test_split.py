@@ -114,11 +114,27 @@ def test_what_is_left_can_be_written_down_at_any_time() -> None:
     assert complete == 16
 
 
-def test_two_processes_count_what_one_counts() -> None:
-    one = polymmu.explore("gup-fast-against-munmap", "s390", strategy="dpor", limits=PATIENT).verdict
-    two = polymmu.explore("gup-fast-against-munmap", "s390", strategy="dpor", limits=PATIENT, jobs=2).verdict
-    assert (two.verdict, two.complete) == ("clean", True)
-    assert two.executions - two.blocked == one.executions - one.blocked
+def test_two_processes_count_what_one_counts_and_find_what_one_finds_in_its_first_item() -> None:
+    """Clean, a violation, and few preemptions; a search of one item is the search of one process."""
+    for how in (
+        {"strategy": "dpor"},
+        {"strategy": "dpor", "sets": ["kernel.table_free=immediate"]},
+        {"strategy": "bounded"},
+    ):
+        one, two = (
+            polymmu.explore(
+                "gup-fast-against-munmap",
+                "s390",
+                limits=Limits(preemptions=1, seconds=3600),
+                jobs=jobs,
+                **how,
+            ).to_dict()
+            for jobs in (1, 2)
+        )
+        for told in (one, two):
+            del told["seconds"]
+        assert one == two
+        assert (one["verdict"] == "violation") == ("sets" in how)
 
 
 def test_the_first_random_schedule_in_order_is_found_whoever_was_first() -> None:

@@ -23,7 +23,7 @@ from polymmu.exploration.checkpoint import Checkpoint, identity
 from polymmu.exploration.estimate import left_of
 from polymmu.exploration.random_walks import Fair, Pct
 from polymmu.exploration.scenario import Explored, Outcome
-from polymmu.exploration.schedule import Recorder, Replay, Schedule
+from polymmu.exploration.schedule import Diverged, Recorder, Replay, Schedule
 from polymmu.exploration.search import Search
 from polymmu.exploration.split import Here, Split, load_tree, plain_tree, split_up, walk_in_order
 from polymmu.exploration.stack import Along
@@ -352,12 +352,14 @@ def search(
     if checkpoint is not None:
         file = Checkpoint(checkpoint, identity(program, strategy, seed, limits.random))
     exploration = Exploration(program, limits, seed, tell, stop=stop, workers=workers, checkpoint=file)
-    state = file.read() if file is not None else None
-    if state is not None:
-        try:
-            exploration.go_on(state)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise UserMistake(
-                f"is damaged ({error!r}); name another file to begin anew", place=str(checkpoint)
-            ) from None
+    if file is not None:
+        state = file.read()
+        if state is not None:
+            try:
+                exploration.go_on(state)
+            except (KeyError, TypeError, ValueError, IndexError, Diverged) as error:
+                raise UserMistake(
+                    f"is damaged ({error!r}); name another file to begin anew", place=str(checkpoint)
+                ) from None
+        file.write(exploration.state())  # a place that cannot be written is told of now, not after hours
     return exploration.run(strategy)
