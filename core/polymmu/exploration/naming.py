@@ -72,11 +72,11 @@ class Namer:
         for mm in self._mms.values():
             if mm.layout is not None:
                 self._read(mm, self._mm(mm), 0, mm.pgd, 0)
-        sched.silent = outer
         for mm in self._mms.values():
             self._locks_of(mm, self._mm(mm))
         for name, file in self._run.files.items():
             self._locks_of(file.file.mapping, f"file {name}")
+        sched.silent = outer
 
     def _locks_of(self, owner: Any, said: str) -> None:
         for field in attrs.fields(type(owner)):

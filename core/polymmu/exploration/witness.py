@@ -21,6 +21,7 @@ from polymmu.exploration.happens_before import Trace
 from polymmu.exploration.naming import Namer
 from polymmu.exploration.scenario import Explored, Outcome
 from polymmu.exploration.schedule import Recorder, Schedule
+from polymmu.exploration.watch import silently
 from polymmu.sanitize.violation import Happened
 from polymmu.sched.access import Access, commute
 from polymmu.sched.exploring import Picker, Task
@@ -160,6 +161,10 @@ class Witness:
 
     def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
         """See ``Picker``."""
+        silently(self._sched, self._note)(task, kind, what, accesses)
+        self.recorder.happened(task, kind, what, accesses)
+
+    def _note(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
         name, cpu = self._sched.names[task]
         context: Task = self._sched.context
         words = self._namer.of(what)
@@ -188,7 +193,6 @@ class Witness:
         self._did.append(tuple(accesses))
         if self.wrong < 0 and self._program.sanitizer.violations:
             self.wrong = index
-        self.recorder.happened(task, kind, what, accesses)
 
     def _locks(self, context: Task, taken: object) -> tuple[str, ...]:
         """What ``context`` holds besides what it just took."""
