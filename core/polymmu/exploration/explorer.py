@@ -126,7 +126,7 @@ class Exploration:
         self.executions += 1
         self.blocked += outcome.halted is not None
         if not self.steps:
-            self.steps = len(recorder.schedule.steps)
+            self.steps = recorder.length
         if outcome.finding:
             self.found = outcome, attrs.evolve(recorder.schedule, unbounded=unbounded)
         self.tell(strategy, self.executions)

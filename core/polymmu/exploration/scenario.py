@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -24,6 +25,7 @@ from polymmu.mm.mm import leave_lazy_tlb
 from polymmu.sanitize.state import State
 from polymmu.sanitize.violation import Violation
 from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
+from polymmu.slab import Slab
 from polymmu.workload.scenario import ScenarioRun, Stop
 
 __all__ = ["Explored", "Outcome"]
@@ -69,7 +71,8 @@ class Explored:
         self.sched = kernel.sched
         self.sched.budgets = dict(file.scenario.choices)
         self.file = file
-        for slab in (kernel.mms, kernel.vmas, kernel.mappings, kernel.anon_vmas):
+        slabs: tuple[Slab[Any], ...] = (kernel.mms, kernel.vmas, kernel.mappings, kernel.anon_vmas)
+        for slab in slabs:
             slab.reserve(OBJECTS)
         for cpu in kernel.cpus:
             stack = kernel.free.stacks[cpu.index]
@@ -110,6 +113,7 @@ class Explored:
                 self,
                 file,
             ],
+            slabs,
         )
 
     def once(self, picker: Picker, *, unbounded: bool = False) -> Outcome:

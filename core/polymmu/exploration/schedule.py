@@ -97,9 +97,9 @@ class Recorder:
         self._done: dict[int, int] = {}
         self._turns: dict[tuple[int, int], int] = {}
         self._values: dict[tuple[int, int], int] = {}
-        self._steps: list[Step] = []
+        self._steps: list[tuple[int, int, str, object, str]] = []
         self._task = -1
-        self._place_of = place_of or (lambda: "")
+        self._place_of = place_of
 
     def pick(self, current: int, able: Sequence[int]) -> int:
         """See ``Picker``."""
@@ -119,13 +119,19 @@ class Recorder:
     def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
         """See ``Picker``."""
         self._done[task] = nth = self._done.get(task, 0) + 1
-        self._steps.append(Step(task, nth, kind, name_of(what), self._place_of()))
+        self._steps.append((task, nth, kind, what, "" if self._place_of is None else self._place_of()))
         self._picker.happened(task, kind, what, accesses)
+
+    @property
+    def length(self) -> int:
+        """How many steps there were so far."""
+        return len(self._steps)
 
     @property
     def schedule(self) -> Schedule:
         """All of it so far."""
-        return Schedule(self._turns, self._values, tuple(self._steps))
+        steps = [Step(task, nth, kind, name_of(what), place) for task, nth, kind, what, place in self._steps]
+        return Schedule(self._turns, self._values, tuple(steps))
 
 
 class Replay:
