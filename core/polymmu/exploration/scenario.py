@@ -16,7 +16,7 @@ import numpy as np
 from polymmu.boot import TimedVectors
 from polymmu.description.load_scenario import ScenarioFile
 from polymmu.errors import UserMistake
-from polymmu.events import EVENT_NAMES, Events
+from polymmu.events import Events
 from polymmu.exploration.restore import Saved
 from polymmu.exploration.schedule import Recorder, Schedule
 from polymmu.exploration.watch import watch
@@ -87,7 +87,7 @@ class Explored:
         # Counters and audits are nobody's business here: the referee alone listens.
         kernel.events = Events((self.sanitizer.bench, *self.sanitizer.judges))
         self.sanitizer.only_watcher()
-        for name in EVENT_NAMES:
+        for name in kernel.events.heard:
             setattr(kernel.events, name, _silent(self.sched, getattr(kernel.events, name)))
         for judge in self.sanitizer.judges:
             if isinstance(judge, State):

@@ -7,9 +7,9 @@ import attrs
 __all__ = ["Happened", "Violation"]
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class Happened:
-    """One event: ``what``, on which ``cpu``, by which ``task``, at which ``time`` (that CPU's cycles), and ``place``
+    """One event, made many times for each that is ever told: ``what``, on which ``cpu``, by which ``task``, at which ``time`` (that CPU's cycles), and ``place``
     (``file.py:line function``)."""
 
     what: str

@@ -127,6 +127,9 @@ _MODES: Mapping[str, Mode] = {
     "ack": Mode.AWAIT,
 }
 
+_WAITS = frozenset(("lock", "read_lock", "asleep", "ack", "interrupt", "grace"))
+"""Operations that may have to wait."""
+
 
 class ExploringSched(TaskSched):
     """See the top of the module. Use: ``spawn`` tasks, then ``run(picker)``. ``budgets``: how often, in one execution,
@@ -396,10 +399,12 @@ class ExploringSched(TaskSched):
     def _can_go(self, task: Task) -> bool:
         """Whether the operation that ``task`` is about to do can happen now."""
         kind, what = task.kind, task.what
-        if task.in_context:
+        if task.in_context and self._crowded[task.cpu]:
             running = self._on_cpu[task.cpu]
             if running is not None and running is not task and not self._may_lose_cpu(running):
                 return False
+        if kind not in _WAITS:
+            return True
         if kind == "lock":
             return not (what.held or (isinstance(what, RwSem) and what.readers))
         if kind == "read_lock":
