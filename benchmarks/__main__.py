@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.arches import arches
 from benchmarks.claims import __main__ as claims
+from benchmarks.explore import explore
 from benchmarks.faults import faults
 from benchmarks.growth import growth
 from benchmarks.measure import Row
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "arches": arches,
     "growth": growth,
     "sanitizer": sanitizer,
+    "explore": explore,
 }
 FINE, MISSED, MISTAKE = 0, 1, 2
 

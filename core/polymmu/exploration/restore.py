@@ -27,7 +27,7 @@ from sortedcontainers import SortedDict, SortedList
 
 from polymmu.hardware.ram import FLAGS, NONZERO, Frames, Ram
 from polymmu.slab import Slab
-from polymmu.structs import PG_TABLE
+from polymmu.structs import PG_TABLE, FreeFrames
 
 __all__ = ["Saved"]
 
@@ -47,8 +47,6 @@ _ATOMS = (
     np.generic,
     np.dtype,
 )
-WINDOW = 64
-"""Frames looked at together, to see how far up they are used."""
 
 
 class Copies:
@@ -99,7 +97,7 @@ def _setter(kind: type, names: tuple[str, ...]) -> Callable[[Sequence[tuple[Any,
     a loop does, and an execution sets a thousand."""
     fields = "".join(f"thing.{name}, " for name in names) or "()"
     scope: dict[str, Any] = {}
-    exec(f"def put_back(things):\n    for thing, values in things:\n        {fields} = values\n", scope)  # noqa: S102
+    exec(f"def put_back(things):\n    for thing, values in things:\n        {fields} = values\n", scope)
     setter: Callable[[Sequence[tuple[Any, tuple[Any, ...]]]], None] = scope["put_back"]
     return setter
 
@@ -113,10 +111,11 @@ class Saved:
         roots: Iterable[object],
         ram: Ram,
         frames: Frames,
+        free: FreeFrames,
         leave: Iterable[object] = (),
         slabs: Iterable[Slab[Any]] = (),
     ) -> None:
-        self._ram, self._frames = ram, frames
+        self._ram, self._frames, self._free = ram, frames, free
         self._pages = ram.bytes.reshape(-1, frames.page_size)
         self._seen: dict[int, object] = {id(thing): thing for thing in (ram, frames, *leave)}
         self._used = Copies()
@@ -140,8 +139,8 @@ class Saved:
         for slab, spare, generation, copies in self._spares:
             if spare.generation != generation or not slab.is_spare(spare):
                 copies.put_back()
-        self._used.put_back()
         self._restore_frames()
+        self._used.put_back()
 
     # ------------------------------------------------------------------ objects
     def _save_all(self, copies: Copies, todo: list[Any]) -> None:
@@ -216,11 +215,11 @@ class Saved:
         below[:] = self._table
         for first, contents in self._runs:
             pages[first : first + len(contents)] = contents
-        # Frames are used from the bottom up: look beyond for as long as there are any.
-        while len(used := np.flatnonzero(table[:, high : high + WINDOW].any(axis=0))):
+        above = table[:, high : self._free.bump]  # what was never used lies beyond
+        used = np.flatnonzero(above.any(axis=0))
+        if len(used):
             pages[high + used] = 0
-            table[:, high : high + WINDOW] = 0
-            high += WINDOW
+            above[:] = 0
 
 
 def _slots(kind: type) -> Iterable[str]:

@@ -97,12 +97,16 @@ class Explored:
         self.sched.after_step = self._look_at_users
         self.run = ScenarioRun(self.machine, file, lingering=True)
         self.run.setup()
+        for judge in self.sanitizer.judges:
+            if isinstance(judge, State):
+                judge.look()  # what it works out once, about the machine, is there in every execution
         if self.sched.budgets.get("alloc_failure"):
             kernel.free.fail_next = lambda site: bool(self.sched.choice("alloc_failure"))
         self._saved = Saved(
             [self.machine, self.run],
             kernel.ram,
             kernel.frames,
+            kernel.free,
             [
                 *self.sched.lasting,
                 description,

@@ -136,7 +136,9 @@ class Search:
         did = tuple(accesses)
         if self._depth <= self._known:
             if node.did != did:
-                raise Diverged(f"step {self._depth}: '{kind}' of task {task} touched other things than before")
+                raise Diverged(
+                    f"step {self._depth}: '{kind}' of task {task} touched other things than before"
+                )
             return
         node.kind = kind
         node.did = did

@@ -9,8 +9,9 @@ __all__ = ["Happened", "Violation"]
 
 @attrs.define(kw_only=True)
 class Happened:
-    """One event, made many times for each that is ever told: ``what``, on which ``cpu``, by which ``task``, at which ``time`` (that CPU's cycles), and ``place``
-    (``file.py:line function``)."""
+    """One event: ``what``, on which ``cpu``, by which ``task``, at which ``time`` (that CPU's cycles), and ``place``
+    (``file.py:line function``). Made for every event that might be the first of two, so not frozen: that takes thrice
+    as long."""
 
     what: str
     cpu: int

@@ -131,6 +131,12 @@ _WAITS = frozenset(("lock", "read_lock", "asleep", "ack", "interrupt", "grace"))
 """Operations that may have to wait."""
 
 
+def _lasting(what: Any) -> Hashable:
+    """What an operation is on, told alike in every execution: a lock in a frame may be another object in each."""
+    key: Hashable = getattr(what, "key", None)
+    return what if key is None else key
+
+
 class ExploringSched(TaskSched):
     """See the top of the module. Use: ``spawn`` tasks, then ``run(picker)``. ``budgets``: how often, in one execution,
     each kind of choice may come out other than 0."""
@@ -319,7 +325,7 @@ class ExploringSched(TaskSched):
         if kind == "trylock":
             mode = Mode.READ if what.held else Mode.TRY
         if mode is not None:
-            self._did.append((what.key if kind == "ack" else what, mode))
+            self._did.append((_lasting(what), mode))
         if kind == "unlock" and what in self._wanted:
             self._wanted.remove(what)
         if self._crowded[self.cpu.index]:
@@ -367,21 +373,19 @@ class ExploringSched(TaskSched):
         for task in self._tasks:
             if task.kind == "begin" and task.switched_to is None and task.glet is None:
                 return task  # up to its first operation it does nothing that others could see
-        able = [task for task in self._tasks if self._can_go(task)]
+        able = {task.number: task for task in self._tasks if self._can_go(task)}
         if not able:
             if self._tasks:
                 self._failure = Stuck(self._who_waits())
                 self._picker.stuck([(task.number, self._would_do(task)) for task in self._tasks])
             return None
         try:
-            number = self._picker.pick(self._last, [task.number for task in able])
+            number = self._picker.pick(self._last, tuple(able))
         except Exception as failure:  # Halt, or a schedule that does not fit
             self._failure = failure
             return None
-        for task in able:
-            if task.number == number:
-                return task
-        raise AssertionError(f"task {number} was picked and cannot go on")
+        assert number in able, f"task {number} was picked and cannot go on"
+        return able[number]
 
     def _transfer(self, task: Task) -> Any:
         """Go on as ``task``; returns when somebody comes back to the caller."""
@@ -428,7 +432,9 @@ class ExploringSched(TaskSched):
 
     def _would_do(self, task: Task) -> list[Access]:
         mode = _MODES.get(task.kind)
-        return [(task.what, mode)] if mode is not None and mode in (Mode.ACQUIRE, Mode.SHARE) else []
+        return (
+            [(_lasting(task.what), mode)] if mode is not None and mode in (Mode.ACQUIRE, Mode.SHARE) else []
+        )
 
     # ------------------------------------------------------------------ outcomes that nobody knows
     def choice(self, what: str, options: int = 2) -> int:
