@@ -257,12 +257,12 @@ class Step:
     def _verbs(self) -> list[str]:
         return [name for name in self._all() if getattr(self, name)]
 
-    @property
+    @functools.cached_property
     def verb(self) -> str:
         """Which key it has."""
         return self._verbs()[0]
 
-    @property
+    @functools.cached_property
     def what(self) -> Any:
         """That key's value."""
         return getattr(self, self.verb)
