@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.arches import arches
 from benchmarks.claims import __main__ as claims
+from benchmarks.explore import explore
 from benchmarks.explore_split import explore_split
 from benchmarks.faults import faults
 from benchmarks.growth import growth
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[Lab], list[Row]]] = {
     "arches": arches,
     "growth": growth,
     "sanitizer": sanitizer,
+    "explore": explore,
     "explore-split": explore_split,
 }
 FINE, MISSED, MISTAKE = 0, 1, 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.explore import PARTS, explore
 from benchmarks.faults import faults
 from benchmarks.growth import free_pgtables_visits, growth
 from benchmarks.measure import GIB, KIB, MIB, TIB, Row, Subject, Target, side_by_side
@@ -41,6 +42,13 @@ def test_growth_has_a_row_per_number_of_vmas_and_per_shape() -> None:
         "munmap of one page among 100 vmas",
     ]
     assert sum(row.what.startswith("free_pgtables") for row in rows) == 7
+
+
+def test_the_time_of_an_execution_is_in_parts_that_add_up_to_all_of_it() -> None:
+    rows = explore(Lab(scale=TINY, rounds=1))
+    assert [row.what for row in rows[2:]] == list(PARTS)
+    assert sum(row.figure or 0 for row in rows[2:]) == pytest.approx(100)
+    assert all(row.figure is not None and row.figure > 0 and row.ratio is not None for row in rows[:2])
 
 
 def test_the_sanitizer_has_a_ratio_for_each_workload() -> None:

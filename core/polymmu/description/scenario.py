@@ -8,6 +8,7 @@ The keys ``machine`` and ``kernel`` are not here: they are laid over the machine
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -25,6 +26,7 @@ SPAN = r"(0|[1-9][0-9]{0,11})(p|pmd)(\+(0|[1-9][0-9]{0,11})(p|pmd))*"
 SPAN_DOC = "a number of pages such as 16p, 1pmd or 1pmd+3p"
 
 
+@functools.cache
 def bytes_of(span: str, page: int, pmd: int) -> int:
     """Bytes of a span, for pages of ``page`` bytes and pmd entries that cover ``pmd``."""
     parts = [re.fullmatch(r"([0-9]+)(p|pmd)", part) for part in span.split("+")]
@@ -256,12 +258,12 @@ class Step:
     def _verbs(self) -> list[str]:
         return [name for name in self._all() if getattr(self, name)]
 
-    @property
+    @functools.cached_property
     def verb(self) -> str:
         """Which key it has."""
         return self._verbs()[0]
 
-    @property
+    @functools.cached_property
     def what(self) -> Any:
         """That key's value."""
         return getattr(self, self.verb)

@@ -200,7 +200,7 @@ class Exploration:
         outcome = self.program.once(recorder, unbounded=unbounded)
         self.blocked += outcome.halted is not None
         if not self.steps:
-            self.steps = len(recorder.schedule.steps)
+            self.steps = recorder.length
         if outcome.finding:
             self.found = outcome, attrs.evolve(recorder.schedule, unbounded=unbounded)
         self._count(1)

@@ -1,40 +1,55 @@
 """Which steps of an execution had to come in their order, and which pairs raced.
 
-Each task has a vector clock. A step joins the clocks of the steps it depends on; one that was not in the task's past
-before, and that need not have come first, races with it: the other order is worth exploring. The candidates are few:
-a read races with the last write, or with what was added since; a write with the reads and additions since, else with
-the last write; an acquire with the last acquire, never with the release it waited for.
+A step's past is every step that had to come before it: its task's last step with its past, and the steps that it
+depends on with theirs. One of those that was not in the task's past already, and that need not have come first, races
+with it: the other order is worth exploring. The candidates are few: a read races with the last write, or with what was
+added since; a write with the reads and additions since, else with the last write; an acquire with the last acquire,
+never with the release it waited for.
 
 A task that is blocked for ever never executes its acquire, yet the acquire races all the same (``blocked``): without
 that, orders in which others deadlock would be missed.
+
+Sets of steps are ints, a bit per step, so that pasts are joined and compared in one operation whatever their length.
+A search goes back to an earlier step and on from there (``go_back``): what came before is not worked out again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-
-import attrs
+from typing import NamedTuple
 
 from polymmu.sched.access import Accesses, Mode
 
 __all__ = ["Trace"]
 
+# A name of a module is found sooner than a member of an enumeration.
+READ, WRITE, ADD = Mode.READ, Mode.WRITE, Mode.ADD
+ACQUIRE, RELEASE, TRY = Mode.ACQUIRE, Mode.RELEASE, Mode.TRY
+SHARE, UNSHARE = Mode.SHARE, Mode.UNSHARE
+SIGNAL, AWAIT = Mode.SIGNAL, Mode.AWAIT
 
-@attrs.define
-class ObjectPast:
-    """What was done to one object. Indices of steps; -1: none."""
+Steps = int
+"""A set of steps."""
 
-    write: int = -1
+
+class ObjectPast(NamedTuple):
+    """What was done to one object: sets of steps."""
+
+    write: Steps = 0
     """The last write, acquire or release."""
-    acquire: int = -1
-    reads: list[int] = attrs.field(factory=list)
+    acquire: Steps = 0
+    """The last one."""
+    reads: Steps = 0
     """Since ``write``."""
-    adds: list[int] = attrs.field(factory=list)
+    adds: Steps = 0
     """Since ``write``."""
-    shares: list[int] = attrs.field(factory=list)
+    shares: Steps = 0
     """Since ``acquire``."""
-    leaves: list[int] = attrs.field(factory=list)
+    leaves: Steps = 0
     """Releases of shared holds since ``acquire``, or signals."""
+
+
+UNTOUCHED = ObjectPast()
 
 
 class Trace:
@@ -42,139 +57,136 @@ class Trace:
 
     def __init__(self) -> None:
         self.tasks: list[int] = []
-        self.seq: list[int] = []
-        """Which step of its task each is, from 1."""
-        self.clocks: list[list[int]] = []
-        self._now: list[list[int]] = []
-        """Clock of each task."""
+        self.pasts: list[Steps] = []
+        self._now: dict[int, Steps] = {}
+        """What each task has in its past."""
         self._objects: dict[Hashable, ObjectPast] = {}
+        self._undo: list[tuple[Steps, list[tuple[Hashable, ObjectPast]]]] = []
+        """Of each step, what it changed in the two."""
 
     def __len__(self) -> int:
         return len(self.tasks)
 
     def before(self, first: int, second: int) -> bool:
         """Whether step ``first`` had to come before step ``second``."""
-        clock, task = self.clocks[second], self.tasks[first]
-        return task < len(clock) and clock[task] >= self.seq[first]
+        return bool(self.pasts[second] >> first & 1)
 
     def spawn(self, task: int) -> None:
         """``task`` begins, made by the last step."""
-        clock = self._clock(task)
-        if self.clocks:
-            _join(clock, self.clocks[-1])
+        self._now[task] = self.pasts[-1] | 1 << len(self) - 1 if self.pasts else 0
 
     def add(self, task: int, accesses: Accesses) -> list[int]:
         """A step of ``task``; the earlier steps that it races with, the last first."""
-        clock = self._clock(task)
-        needs, rivals, doors = self._past_of(accesses)
-        races = self._races(task, clock, rivals, doors)
-        index = len(self.tasks)
-        for step in needs:
-            _join(clock, self.clocks[step])
-        while len(clock) <= task:
-            clock.append(0)
-        clock[task] += 1
+        now = self._now[task]
+        needs, rivals, shut, doors = self._past_of(accesses)
+        races = self._races(now, rivals, shut, doors)
+        self._undo.append((now, self._note(1 << len(self), accesses)))
+        while needs := needs & ~now:
+            step = needs.bit_length() - 1
+            now |= self.pasts[step] | 1 << step
+        self._now[task] = now | 1 << len(self)
         self.tasks.append(task)
-        self.seq.append(clock[task])
-        self.clocks.append(clock.copy())
-        self._note(index, accesses)
+        self.pasts.append(now)
         return races
 
     def blocked(self, task: int, accesses: Accesses) -> list[int]:
         """The steps that race with one that ``task`` would do and never can."""
-        _, rivals, _ = self._past_of(accesses)
-        return self._races(task, self._clock(task), rivals, set())
+        _, rivals, shut, _ = self._past_of(accesses)
+        return self._races(self._now[task], rivals, shut, 0)
+
+    def go_back(self, length: int) -> None:
+        """Forget all but the first ``length`` steps. A task that a forgotten one made begins anew."""
+        while len(self) > length:
+            self.pasts.pop()
+            self._now[self.tasks.pop()], objects = self._undo.pop()
+            for obj, past in reversed(objects):
+                self._objects[obj] = past
 
     def in_past(self, step: int, task: int) -> bool:
         """Whether ``task`` could not do what it does next without ``step``."""
-        clock, other = self._clock(task), self.tasks[step]
-        return other < len(clock) and clock[other] >= self.seq[step]
+        return bool(self._now[task] >> step & 1)
 
-    def _clock(self, task: int) -> list[int]:
-        while len(self._now) <= task:
-            self._now.append([])
-        return self._now[task]
-
-    def _races(self, task: int, clock: list[int], rivals: dict[int, bool], doors: set[int]) -> list[int]:
+    def _races(self, now: Steps, rivals: Steps, shut: Steps, doors: Steps) -> list[int]:
+        """``now``: the past of the task whose step it is; the others as ``_past_of`` gives them."""
         found: list[int] = []
-        for step in sorted(rivals, reverse=True):
-            other = self.tasks[step]
-            if other == task or (other < len(clock) and clock[other] >= self.seq[step]):
-                continue
+        rivals = (rivals | shut) & ~now
+        if rivals & ~shut and doors:
             # What came before somebody let us in was not ours to overtake, unless it is what shut us out.
-            if not rivals[step] and any(step == door or self.before(step, door) for door in doors):
-                continue
-            if not any(self.before(step, later) for later in found):  # else that one is the race
-                found.append(step)
+            passed = doors
+            while doors:
+                step = doors.bit_length() - 1
+                passed |= self.pasts[step]
+                doors ^= 1 << step
+            rivals &= ~passed | shut
+        while rivals:
+            step = rivals.bit_length() - 1
+            found.append(step)
+            rivals &= ~(self.pasts[step] | 1 << step)  # of those before it, that one is the race
         return found
 
-    def _past_of(self, accesses: Accesses) -> tuple[set[int], dict[int, bool], set[int]]:
-        """The steps that these accesses depend on; those among them that could also have come after, and whether
-        they are what shuts others out; and those that let these accesses happen at all."""
-        needs: set[int] = set()
-        rivals: set[int] = set()
-        shut: set[int] = set()
-        doors: set[int] = set()
+    def _past_of(self, accesses: Accesses) -> tuple[Steps, Steps, Steps, Steps]:
+        """The steps that these accesses depend on; those among them that could also have come after; those that shut
+        others out, and could have, too; and those that let these accesses happen at all."""
+        needs = rivals = shut = doors = 0
+        objects = self._objects
         for obj, mode in accesses:
-            past = self._objects.get(obj)
+            past = objects.get(obj)
             if past is None:
                 continue
-            needs.add(past.write)
-            if mode == Mode.READ:
-                last = past.adds or past.shares or [past.write]
-                needs.update(last)
-                rivals.update(last)
-            elif mode == Mode.WRITE:
-                since = past.reads + past.adds
-                needs.update(since)
-                rivals.update(since or [past.write])
-            elif mode == Mode.ADD:
-                needs.update(past.reads)
-                rivals.update(past.reads or [past.write])
-            elif mode in (Mode.ACQUIRE, Mode.TRY):
-                needs.update(past.reads, past.shares, past.leaves)
-                rivals.update(past.reads)
-                shut.update(past.shares or [past.acquire])
-                if mode == Mode.TRY:
-                    rivals.update((past.write, *past.leaves))
+            write, acquire, reads, adds, shares, leaves = past
+            needs |= write
+            if mode is READ:
+                last = adds or shares or write
+                needs |= last
+                rivals |= last
+            elif mode is WRITE:
+                needs |= reads | adds
+                rivals |= reads | adds or write
+            elif mode is ADD:
+                needs |= reads
+                rivals |= reads or write
+            elif mode is ACQUIRE or mode is TRY:
+                needs |= reads | shares | leaves
+                rivals |= reads
+                shut |= shares or acquire
+                if mode is TRY:
+                    rivals |= write | leaves
                 else:
-                    doors.update((past.write, *past.leaves))
-            elif mode == Mode.SHARE:
-                shut.add(past.acquire)
-                doors.add(past.write)
-            elif mode in (Mode.RELEASE, Mode.UNSHARE):
-                needs.update(past.reads)
-                rivals.update(past.reads)
-            elif mode == Mode.AWAIT:
-                needs.update(past.leaves)
-                doors.update((past.write, *past.leaves))
-        for steps in (needs, doors):
-            steps.discard(-1)
-        return needs, {step: step in shut for step in rivals | shut if step >= 0}, doors
+                    doors |= write | leaves
+            elif mode is SHARE:
+                shut |= acquire
+                doors |= write
+            elif mode is RELEASE or mode is UNSHARE:
+                needs |= reads
+                rivals |= reads
+            elif mode is AWAIT:
+                needs |= leaves
+                doors |= write | leaves
+        return needs, rivals, shut, doors
 
-    def _note(self, index: int, accesses: Accesses) -> None:
+    def _note(self, step: Steps, accesses: Accesses) -> list[tuple[Hashable, ObjectPast]]:
+        """What was known of each object before."""
+        objects = self._objects
+        changed = []
         for obj, mode in accesses:
-            past = self._objects.get(obj)
-            if past is None:
-                past = self._objects[obj] = ObjectPast()
-            if mode == Mode.READ:
-                past.reads.append(index)
-            elif mode == Mode.ADD:
-                past.adds.append(index)
-            elif mode == Mode.SHARE:
-                past.shares.append(index)
-            elif mode in (Mode.UNSHARE, Mode.SIGNAL):
-                past.leaves.append(index)
-            elif mode != Mode.AWAIT:
-                past.write = index
-                past.reads, past.adds = [], []
-                if mode in (Mode.ACQUIRE, Mode.TRY):
-                    past.acquire = index
-                    past.shares, past.leaves = [], []
-
-
-def _join(clock: list[int], other: list[int]) -> None:
-    while len(clock) < len(other):
-        clock.append(0)
-    for n, value in enumerate(other):
-        clock[n] = max(clock[n], value)
+            past = objects.get(obj, UNTOUCHED)
+            write, acquire, reads, adds, shares, leaves = past
+            if mode is READ:
+                if reads & step:
+                    continue
+                reads |= step
+            elif mode is ADD:
+                adds |= step
+            elif mode is SHARE:
+                shares |= step
+            elif mode is UNSHARE or mode is SIGNAL:
+                leaves |= step
+            elif mode is AWAIT:
+                continue
+            else:
+                write, reads, adds = step, 0, 0
+                if mode is ACQUIRE or mode is TRY:
+                    acquire, shares, leaves = step, 0, 0
+            changed.append((obj, past))
+            objects[obj] = ObjectPast(write, acquire, reads, adds, shares, leaves)
+        return changed

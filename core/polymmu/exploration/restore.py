@@ -2,7 +2,8 @@
 
 ``Saved`` walks everything that can be reached from what it is given, once, and keeps a copy of each thing that can
 change: fields of objects, contents of lists, dicts and arrays. An object that was there then is that same object
-again after ``restore``; what was made since is forgotten. Memory and frames are too large to copy whole: of them only
+again after ``restore``; what was made since is forgotten. Most of a slab's objects are spare and stay so: what only
+one of them leads to is put back only if it was handed out. Memory and frames are too large to copy whole: of them only
 frames are put back that hold tables or bytes, or whose state is not what it was.
 
 What is never looked into: functions, modules, types, and frozen values, which cannot change.
@@ -10,9 +11,11 @@ What is never looked into: functions, modules, types, and frozen values, which c
 
 from __future__ import annotations
 
+import functools
 import random
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -23,7 +26,8 @@ from numpy.typing import NDArray
 from sortedcontainers import SortedDict, SortedList
 
 from polymmu.hardware.ram import FLAGS, NONZERO, Frames, Ram
-from polymmu.structs import PG_TABLE
+from polymmu.slab import Slab
+from polymmu.structs import PG_TABLE, FreeFrames
 
 __all__ = ["Saved"]
 
@@ -45,37 +49,108 @@ _ATOMS = (
 )
 
 
+class Copies:
+    """Things with what was in them, by the way in which they are put back."""
+
+    def __init__(self) -> None:
+        self.fields: dict[tuple[type, tuple[str, ...]], list[tuple[Any, tuple[Any, ...]]]] = defaultdict(list)
+        self.own: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        """The dicts of objects without slots."""
+        self.arrays: list[tuple[Any, NDArray[Any] | bytes]] = []
+        self.lists: list[tuple[list[Any], list[Any]]] = []
+        self.dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self.sorted: list[tuple[SortedDict, list[Any], list[Any]]] = []
+        self.others: list[tuple[Any, list[Any]]] = []
+        self.random: list[tuple[random.Random, Any]] = []
+
+    def put_back(self) -> None:
+        """Everything as it was."""
+        for (kind, names), things in self.fields.items():
+            _setter(kind, names)(things)
+        for own, fields in self.own:
+            own.update(fields)
+            if len(own) != len(fields):
+                own.clear()
+                own.update(fields)
+        for array, values in self.arrays:
+            array[:] = values
+        for sequence, items in self.lists:
+            sequence[:] = items
+        for mapping, entries in self.dicts:
+            if mapping or entries:
+                mapping.clear()
+                mapping.update(entries)
+        for tree, keys, leaves in self.sorted:
+            if [*dict.keys(tree)] != keys or not all(map(is_, dict.values(tree), leaves)):
+                tree.clear()
+                tree.update(zip(keys, leaves, strict=True))
+        for other, items in self.others:
+            other.clear()
+            (other.extend if isinstance(other, deque) else other.update)(items)
+        for generator, state in self.random:
+            generator.setstate(state)
+
+
+@functools.cache
+def _setter(kind: type, names: tuple[str, ...]) -> Callable[[Sequence[tuple[Any, tuple[Any, ...]]]], None]:
+    """Sets fields of many objects of one kind: as code made for these names it takes a quarter of what ``setattr`` in
+    a loop does, and an execution sets a thousand."""
+    fields = "".join(f"thing.{name}, " for name in names) or "()"
+    scope: dict[str, Any] = {}
+    exec(f"def put_back(things):\n    for thing, values in things:\n        {fields} = values\n", scope)
+    setter: Callable[[Sequence[tuple[Any, tuple[Any, ...]]]], None] = scope["put_back"]
+    return setter
+
+
 class Saved:
-    """The state of everything reachable from ``roots`` when it was made, but for what is in ``leave``."""
+    """The state of everything reachable from ``roots`` when it was made, but for what is in ``leave``. ``slabs``: whose
+    spare objects need not be looked at while they are spare."""
 
     def __init__(
         self,
         roots: Iterable[object],
         ram: Ram,
         frames: Frames,
+        free: FreeFrames,
         leave: Iterable[object] = (),
+        slabs: Iterable[Slab[Any]] = (),
         *,
         in_stock: int = 0,
     ) -> None:
         """``in_stock``: below this frame any may be used at any time, above they are used from the bottom up."""
-        self._ram, self._frames = ram, frames
+        self._ram, self._frames, self._free = ram, frames, free
         self._pages = ram.bytes.reshape(-1, frames.page_size)
         self._seen: dict[int, object] = {id(thing): thing for thing in (ram, frames, *leave)}
-        self._undo: list[Callable[[], None]] = []
+        self._used = Copies()
         todo = list(roots)
-        while todo:
-            self._save(todo.pop(), todo)
+        spares = []
+        for slab in slabs:
+            self._seen[id(slab.objects)] = slab.objects
+            self._used.lists.append((slab.objects, list(slab.objects)))
+            todo += [each for each in slab.objects if not slab.is_spare(each)]
+            spares += [(slab, each) for each in slab.objects if slab.is_spare(each)]
+        self._save_all(self._used, todo)
+        self._spares: list[tuple[Slab[Any], Any, int, Copies]] = []
+        for slab, spare in spares:
+            copies = Copies()
+            self._save_all(copies, [spare])
+            self._spares.append((slab, spare, spare.generation, copies))
         self._save_frames(in_stock)
-        self.things = len(self._undo)
 
     def restore(self) -> None:
         """Everything as it was."""
-        for undo in self._undo:
-            undo()
+        for slab, spare, generation, copies in self._spares:
+            if spare.generation != generation or not slab.is_spare(spare):
+                copies.put_back()
         self._restore_frames()
+        self._used.put_back()
 
     # ------------------------------------------------------------------ objects
-    def _save(self, thing: Any, todo: list[Any]) -> None:
+    def _save_all(self, copies: Copies, todo: list[Any]) -> None:
+        while todo:
+            self._save(copies, todo.pop(), todo)
+
+    def _save(self, copies: Copies, thing: Any, todo: list[Any]) -> None:
         if isinstance(thing, _ATOMS) or id(thing) in self._seen:
             return
         self._seen[id(thing)] = thing  # held, so that no other object gets its id
@@ -84,37 +159,43 @@ class Saved:
             if thing.flags.writeable and not any(
                 np.may_share_memory(thing, each) for each in views_of_memory
             ):
-                self._undo.append(_array(thing, thing.copy()))
-        elif isinstance(thing, (SortedDict, dict)):
-            self._undo.append(_mapping(thing, dict(thing)))
+                copies.arrays.append((thing, thing.copy()))
+        elif isinstance(thing, SortedDict):
+            copies.sorted.append((thing, [*dict.keys(thing)], [*dict.values(thing)]))
             todo += thing.keys()
             todo += thing.values()
-        elif isinstance(thing, (list, deque)):
-            self._undo.append(_sequence(thing, list(thing)))
+        elif isinstance(thing, dict):
+            copies.dicts.append((thing, dict(thing)))
+            todo += thing.keys()
+            todo += thing.values()
+        elif isinstance(thing, list):
+            copies.lists.append((thing, list(thing)))
             todo += thing
-        elif isinstance(thing, (set, SortedList)):
-            self._undo.append(_set(thing, list(thing)))
+        elif isinstance(thing, (deque, set, SortedList)):
+            copies.others.append((thing, list(thing)))
             todo += thing
         elif isinstance(thing, (tuple, frozenset)):
             todo += thing
         elif isinstance(thing, MethodType):
             todo.append(thing.__self__)
         elif isinstance(thing, bytearray):
-            self._undo.append(_array(thing, bytes(thing)))
+            copies.arrays.append((thing, bytes(thing)))
         elif isinstance(thing, random.Random):
-            self._undo.append(_random(thing, thing.getstate()))
+            copies.random.append((thing, thing.getstate()))
         else:
-            self._save_object(thing, todo)
+            self._save_object(copies, thing, todo)
 
-    def _save_object(self, thing: Any, todo: list[Any]) -> None:
-        names = [name for kind in type(thing).__mro__ for name in _slots(kind)]
-        fields = [(name, getattr(thing, name)) for name in names if hasattr(thing, name)]
-        own = getattr(thing, "__dict__", None)
-        if own is not None:
-            fields += own.items()
-        todo += (value for _, value in fields)
+    def _save_object(self, copies: Copies, thing: Any, todo: list[Any]) -> None:
+        slots = [name for kind in type(thing).__mro__ for name in _slots(kind)]
+        names = tuple(name for name in slots if hasattr(thing, name))
+        values = tuple(getattr(thing, name) for name in names)
+        own = getattr(thing, "__dict__", None) or {}
+        todo += (*values, *own.values())
         if not _is_frozen(type(thing)):
-            self._undo.append(_fields(thing, fields, own))
+            if names:
+                copies.fields[type(thing), names].append((thing, values))
+            if own:
+                copies.own.append((own, dict(own)))
 
     # ------------------------------------------------------------------ frames
     def _save_frames(self, in_stock: int) -> None:
@@ -122,27 +203,26 @@ class Saved:
         used = np.flatnonzero(table.any(axis=0))
         self._high = max(int(used[-1]) + 1 if len(used) else 0, in_stock)
         self._table = table[:, : self._high].copy()
-        holds = self._table[FLAGS] & (PG_TABLE | NONZERO) != 0
-        self._full = np.flatnonzero(holds)
-        self._bytes = self._pages[self._full].copy()
-        self._home = np.full(self._high, -1, dtype=np.int64)
-        self._home[self._full] = np.arange(len(self._full))
+        self._full = self._table[FLAGS] & (PG_TABLE | NONZERO) != 0
+        full = np.flatnonzero(self._full)
+        runs = np.split(full, np.flatnonzero(np.diff(full) != 1) + 1)
+        self._runs = [(int(run[0]), self._pages[run].copy()) for run in runs if len(run)]
 
     def _restore_frames(self) -> None:
-        table = self._frames.table
-        high = self._high
-        # Look beyond for as long as there are any.
-        end = high
-        while end < self._frames.count and table[:, end].any():
-            self._pages[end] = 0
-            table[:, end] = 0
-            end += 1
-        changed = np.flatnonzero((table[:, :high] != self._table).any(axis=0))
-        empty = changed[self._home[changed] < 0]
+        table, pages, high = self._frames.table, self._pages, self._high
+        below = table[:, :high]
+        changed = (below != self._table).any(axis=0)
+        empty = np.flatnonzero(changed & ~self._full)
         if len(empty):
-            self._pages[empty] = 0
-        self._pages[self._full] = self._bytes
-        table[:, changed] = self._table[:, changed]
+            pages[empty] = 0
+        below[:] = self._table
+        for first, contents in self._runs:
+            pages[first : first + len(contents)] = contents
+        above = table[:, high : self._free.bump]  # what was never used lies beyond
+        used = np.flatnonzero(above.any(axis=0))
+        if len(used):
+            pages[high + used] = 0
+            above[:] = 0
 
 
 def _slots(kind: type) -> Iterable[str]:
@@ -160,59 +240,3 @@ def _refuses(kind: type) -> bool:
     return "FrozenInstanceError" in getattr(kind.__setattr__, "__code__", _refuses.__code__).co_names or (
         kind.__setattr__.__name__ == "_frozen_setattrs"
     )
-
-
-def _array(thing: Any, copy: NDArray[Any] | bytes) -> Callable[[], None]:
-    def undo() -> None:
-        thing[:] = copy
-
-    return undo
-
-
-def _mapping(thing: dict[Any, Any], copy: dict[Any, Any]) -> Callable[[], None]:
-    def undo() -> None:
-        if thing != copy or list(thing) != list(copy):
-            thing.clear()
-            thing.update(copy)
-
-    return undo
-
-
-def _sequence(thing: Any, copy: list[Any]) -> Callable[[], None]:
-    def undo() -> None:
-        thing.clear()
-        thing.extend(copy)
-
-    return undo
-
-
-def _set(thing: Any, copy: list[Any]) -> Callable[[], None]:
-    def undo() -> None:
-        thing.clear()
-        thing.update(copy)
-
-    return undo
-
-
-def _random(thing: random.Random, state: Any) -> Callable[[], None]:
-    def undo() -> None:
-        thing.setstate(state)
-
-    return undo
-
-
-def _fields(thing: Any, fields: list[tuple[str, Any]], own: dict[str, Any] | None) -> Callable[[], None]:
-    if own is not None and len(own) == len(fields):
-        kept = dict(fields)
-
-        def undo_dict() -> None:
-            own.clear()
-            own.update(kept)
-
-        return undo_dict
-
-    def undo() -> None:
-        for name, value in fields:
-            setattr(thing, name, value)
-
-    return undo

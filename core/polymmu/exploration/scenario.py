@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -16,7 +17,7 @@ from polymmu.boot import TimedVectors
 from polymmu.description.load_scenario import ScenarioFile
 from polymmu.description.model import MachineDescription
 from polymmu.errors import UserMistake
-from polymmu.events import EVENT_NAMES, Events
+from polymmu.events import Events
 from polymmu.exploration.fields import SharedFields, watch_fields
 from polymmu.exploration.restore import Saved
 from polymmu.exploration.watch import silently, watch
@@ -27,6 +28,7 @@ from polymmu.sanitize.state import State
 from polymmu.sanitize.violation import Violation
 from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
 from polymmu.sched.store_buffers import StoreBuffers
+from polymmu.slab import Slab
 from polymmu.workload.scenario import ScenarioRun, Stop
 
 __all__ = ["Explored", "Outcome"]
@@ -92,7 +94,8 @@ class Explored:
                 )
             self.sched.buffers = StoreBuffers(len(kernel.cpus), BUFFER)
         self.file = file
-        for slab in (kernel.mms, kernel.vmas, kernel.mappings, kernel.anon_vmas):
+        slabs: tuple[Slab[Any], ...] = (kernel.mms, kernel.vmas, kernel.mappings, kernel.anon_vmas)
+        for slab in slabs:
             slab.reserve(OBJECTS)
         for cpu in kernel.cpus:
             stack = kernel.free.stacks[cpu.index]
@@ -113,7 +116,7 @@ class Explored:
         # Counters and audits are nobody's business here: the referee alone listens.
         kernel.events = Events((self.sanitizer.bench, *self.sanitizer.judges))
         self.sanitizer.only_watcher()
-        for name in EVENT_NAMES:
+        for name in kernel.events.heard:
             setattr(kernel.events, name, silently(self.sched, getattr(kernel.events, name)))
         for judge in self.sanitizer.judges:
             if isinstance(judge, State):
@@ -126,12 +129,16 @@ class Explored:
         self.run = ScenarioRun(self.machine, file, lingering=True)
         self.run.setup()
         fields.adopt_arch(kernel.arch_state)
+        for judge in self.sanitizer.judges:
+            if isinstance(judge, State):
+                judge.look()  # what it works out once, about the machine, is there in every execution
         if self.sched.budgets.get("alloc_failure"):
             kernel.free.fail_next = lambda site: bool(self.sched.choice("alloc_failure"))
         self._saved = Saved(
             [self.machine, self.run],
             kernel.ram,
             kernel.frames,
+            kernel.free,
             [
                 *self.sched.lasting,
                 description,
@@ -143,6 +150,7 @@ class Explored:
                 self,
                 file,
             ],
+            slabs,
             in_stock=kernel.free.bump,
         )
 

@@ -99,7 +99,7 @@ class Recorder:
         self._done: dict[int, int] = {}
         self._turns: dict[tuple[int, int], int] = {}
         self._values: dict[tuple[int, int], int] = {}
-        self._steps: list[Step] = []
+        self._steps: list[tuple[int, int, str, object]] = []
         self._task = -1
 
     def pick(self, current: int, able: Sequence[int]) -> int:
@@ -120,13 +120,19 @@ class Recorder:
     def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
         """See ``Picker``."""
         self._done[task] = nth = self._done.get(task, 0) + 1
-        self._steps.append(Step(task, nth, kind, name_of(what)))
+        self._steps.append((task, nth, kind, what))
         self._picker.happened(task, kind, what, accesses)
+
+    @property
+    def length(self) -> int:
+        """How many steps there were so far."""
+        return len(self._steps)
 
     @property
     def schedule(self) -> Schedule:
         """All of it so far."""
-        return Schedule(self._turns, self._values, tuple(self._steps))
+        steps = [Step(task, nth, kind, name_of(what)) for task, nth, kind, what in self._steps]
+        return Schedule(self._turns, self._values, tuple(steps))
 
 
 class Replay:

@@ -125,20 +125,21 @@ class Search:
         self.requests: dict[Request, None] = {}
         self.later = Later()
         self.sleeps = strategy in ("dpor", "sleep")
+        self._trace = Trace()
         self.begin()
 
     def begin(self) -> None:
         """Be ready for an execution along the stack."""
         self._depth = 0
         self._ran_into_sleep = False
-        self._trace = Trace()
-        self._known = max(len(self.stack) - 1, 0)
+        self._known = len(self.stack) - 1
         """Steps of the last execution that come again; their races were seen."""
+        self._trace.go_back(max(self._known, 0))
 
     # ------------------------------------------------------------------ during an execution
     def spawned(self, task: int) -> None:
         """See ``Picker``."""
-        if self.strategy == "dpor":
+        if self.strategy == "dpor" and self._depth > self._known:
             self._trace.spawn(task)
 
     def pick(self, current: int, able: Sequence[int]) -> int:
@@ -187,13 +188,19 @@ class Search:
         node = self.stack[self._depth - 1]
         if node.kind and (node.kind, node.chosen) != (kind, task):
             raise Diverged(f"step {self._depth}: task {node.chosen} did '{node.kind}', now {task} '{kind}'")
+        did = tuple(accesses)
+        if self._depth <= self._known:
+            if node.did != did:
+                raise Diverged(
+                    f"step {self._depth}: '{kind}' of task {task} touched other things than before"
+                )
+            return
         node.kind = kind
-        node.did = tuple(accesses)
+        node.did = did
         if self.strategy == "dpor":
             index = len(self._trace)
-            for earlier in self._trace.add(task, accesses):
-                if index >= self._known:
-                    self._race(earlier, index, task)
+            for earlier in self._trace.add(task, did):
+                self._race(earlier, index, task)
 
     def stuck(self, blocked: Sequence[tuple[int, Sequence[Access]]]) -> None:
         """See ``Picker``."""

@@ -8,6 +8,7 @@ numbers that the compiled walker and the table scans read.
 from __future__ import annotations
 
 import enum
+import functools
 
 import attrs
 import numpy as np
@@ -207,10 +208,17 @@ class EntryFormat:
 
     def mapped_in(self, entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """``is_mapped`` of each."""
-        mapped: npt.NDArray[np.bool_] = entries & np.uint64(self.present.mask) == np.uint64(self.present.on)
+        mask, on, other_mask, other_on = self._mapped
+        mapped: npt.NDArray[np.bool_] = entries & mask == on
         if self.prot_none is not None:
-            mapped |= entries & np.uint64(self.prot_none.mask) == np.uint64(self.prot_none.on)
+            mapped |= entries & other_mask == other_on
         return mapped
+
+    @functools.cached_property
+    def _mapped(self) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
+        """Masks and values of what maps a page, as what entries are: to make them so takes longer than to compare."""
+        one, other = self.present, self.prot_none or self.present
+        return np.uint64(one.mask), np.uint64(one.on), np.uint64(other.mask), np.uint64(other.on)
 
 
 def shifted(value: int, bits: int) -> int:

@@ -25,8 +25,8 @@ class TableLock(Spinlock):
 
     __slots__ = ("tables",)
 
-    def __init__(self, sched: Sched, guard: Lock) -> None:
-        super().__init__(sched, "pte_lock")
+    def __init__(self, sched: Sched, guard: Lock, frame: int) -> None:
+        super().__init__(sched, "pte_lock", frame)
         self.guard = guard
         self.tables = 0
 
@@ -58,7 +58,7 @@ class SplitTableLocks:
         pfn = table >> self._shift
         lock = self._locks.get(pfn)
         if lock is None:
-            lock = self._locks[pfn] = TableLock(self.kernel.sched, mm.mmap_lock)
+            lock = self._locks[pfn] = TableLock(self.kernel.sched, mm.mmap_lock, pfn)
         lock.tables += 1
 
     def table_gone(self, mm: mm_struct, table: int) -> None:

@@ -23,17 +23,12 @@ SUSPECTS = 64
 WORD = (1 << 64) - 1
 
 
-@attrs.frozen
+@attrs.define
 class Suspect:
     """A cached entry that leads to a freed frame, as the kernel found it."""
 
     entry: NDArray[np.int64]
     freed: Happened
-
-    @property
-    def place(self) -> int:
-        """Which entry it is."""
-        return int(self.entry[0])
 
     @property
     def translation(self) -> tuple[int, int]:
@@ -51,7 +46,8 @@ class FreedFrames(Judge):
 
     def __init__(self, bench: Bench) -> None:
         super().__init__(bench)
-        self.suspects: list[list[Suspect]] = [[] for _ in self.kernel.cpus]
+        self.suspects: list[dict[int, Suspect]] = [{} for _ in self.kernel.cpus]
+        """Per CPU, by the entry's place."""
         self._out = np.empty(SUSPECTS * COLUMNS_OUT, dtype=np.int64)
         self._frames = self.kernel.frames.table.reshape(-1)
 
@@ -76,13 +72,11 @@ class FreedFrames(Judge):
         for cpu in self.kernel.cpus:
             found = entries_to_free_frames(cpu.words, self._frames, shift, count, low, high, self._out)
             if found:
-                known = {suspect.place for suspect in self.suspects[cpu.index]}
-                rows = self._out[: found * COLUMNS_OUT].reshape(found, COLUMNS_OUT)
-                self.suspects[cpu.index] += [
-                    Suspect(row.copy(), self._freed(row, low, high))
-                    for row in rows
-                    if int(row[0]) not in known
-                ]
+                suspects = self.suspects[cpu.index]
+                for at, place in enumerate(self._out[: found * COLUMNS_OUT : COLUMNS_OUT].tolist()):
+                    if place not in suspects:
+                        row = self._out[at * COLUMNS_OUT : (at + 1) * COLUMNS_OUT].copy()
+                        suspects[place] = Suspect(row, self._freed(row, low, high))
 
     def _freed(self, row: NDArray[np.int64], low: int, high: int) -> Happened:
         leads_to = int(row[3])
@@ -96,17 +90,19 @@ class FreedFrames(Judge):
     def after_invalidate(self, cpu: Cpu) -> None:
         suspects = self.suspects[cpu.index]
         if suspects:
-            self.suspects[cpu.index] = [each for each in suspects if what_became_of(cpu.words, each.entry)]
+            self.suspects[cpu.index] = {
+                place: each for place, each in suspects.items() if what_became_of(cpu.words, each.entry)
+            }
 
     def to_user(self, cpu: Cpu) -> None:
         if not self.suspects[cpu.index]:
             return
-        left = []
+        left = {}
         accused = set()  # once, though it may be in TLBs of several levels
-        for suspect in self.suspects[cpu.index]:
+        for place, suspect in self.suspects[cpu.index].items():
             fate = what_became_of(cpu.words, suspect.entry)
             if fate == 1:
-                left.append(suspect)
+                left[place] = suspect
             elif fate and suspect.translation not in accused:
                 accused.add(suspect.translation)
                 self._accuse(cpu, suspect)

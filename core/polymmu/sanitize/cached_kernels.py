@@ -61,17 +61,21 @@ def entries_to_free_frames(
         cache = DESCRIPTORS + n * DESCRIPTOR
         ways = words[cache + D_WAYS]
         in_tlb = words[cache + D_HOLDS] != 0
-        for nth in range(words[cache + D_SETS] * ways):
-            entry = words[cache + D_RECORDS] + nth // ways * words[cache + D_STRIDE] + nth % ways
-            tag = words[entry]
-            info = words[entry + E_INFO * ways]
-            if tag < 0 or (in_tlb and (info & ABSENT or not info & RIGHTS)):
-                continue
-            address = leads_to(words, cache, info)
-            pfn = address >> shift
-            if (0 <= pfn < count and frames[REFCOUNT * count + pfn] == 0) or (
-                not in_tlb and low <= address < high
-            ):
+        for nth in range(words[cache + D_SETS]):
+            record = words[cache + D_RECORDS] + nth * words[cache + D_STRIDE]
+            for entry in range(record, record + ways):
+                tag = words[entry]
+                if tag < 0:
+                    continue
+                info = words[entry + E_INFO * ways]
+                if in_tlb and (info & ABSENT or not info & RIGHTS):
+                    continue
+                address = leads_to(words, cache, info)
+                pfn = address >> shift
+                if not (0 <= pfn < count and frames[REFCOUNT * count + pfn] == 0) and (
+                    in_tlb or not low <= address < high
+                ):
+                    continue
                 if found + COLUMNS_OUT > out.size:
                     return found // COLUMNS_OUT
                 if in_tlb:
@@ -116,20 +120,23 @@ def dirty_frames(
     for n in range(words[NR_TLBS]):
         cache = DESCRIPTORS + n * DESCRIPTOR
         ways = words[cache + D_WAYS]
-        for nth in range(words[cache + D_SETS] * ways):
-            entry = words[cache + D_RECORDS] + nth // ways * words[cache + D_STRIDE] + nth % ways
-            tag = words[entry]
-            info = words[entry + E_INFO * ways]
-            if tag < 0 or info & STORED != STORED:
-                continue
-            va = tag >> TAG_SHIFT << words[SIZES + (tag & ORDINAL_MASK)]
-            space = words[entry + E_SPACE * ways]
-            if space != GLOBAL and space != words[ASIDS + (va >> 61 & 7)]:
-                continue
-            pfn = (info & ADDRESS_BITS) >> shift
-            if 0 <= pfn < count and frames[FLAGS * count + pfn] & (wanted | not_wanted) == wanted:
-                if found == out.size:
-                    return found
-                out[found] = pfn
-                found += 1
+        for nth in range(words[cache + D_SETS]):
+            record = words[cache + D_RECORDS] + nth * words[cache + D_STRIDE]
+            for entry in range(record, record + ways):
+                tag = words[entry]
+                if tag < 0:
+                    continue
+                info = words[entry + E_INFO * ways]
+                if info & STORED != STORED:
+                    continue
+                va = tag >> TAG_SHIFT << words[SIZES + (tag & ORDINAL_MASK)]
+                space = words[entry + E_SPACE * ways]
+                if space != GLOBAL and space != words[ASIDS + (va >> 61 & 7)]:
+                    continue
+                pfn = (info & ADDRESS_BITS) >> shift
+                if 0 <= pfn < count and frames[FLAGS * count + pfn] & (wanted | not_wanted) == wanted:
+                    if found == out.size:
+                        return found
+                    out[found] = pfn
+                    found += 1
     return found

@@ -64,8 +64,8 @@ class State(Judge):
         """CPUs that frames were freed behind the backs of: lazy ones then, which forget before they run a program."""
         self._out = np.empty(STORED, dtype=np.int64)
         self._frames = self.kernel.frames.table.reshape(-1)
-        self._roots: dict[tuple[int, int], tuple[list[tuple[int, int]], Pfns]] = {}
-        """By levels and size of an address space: what the entries of its root cover, and their indices."""
+        self._roots: dict[tuple[int, int], dict[int, tuple[tuple[int, int], ...]]] = {}
+        """By levels and size of an address space: what each entry of its root covers."""
         self._work = 0
         self._cost = 0
         self._last = bench.now("the last look found nothing")
@@ -200,18 +200,18 @@ class State(Judge):
         """What each entry of the root that is not empty covers. All are read at once: most are empty."""
         layout = mm.layout
         shape = layout.levels, mm.task_size
-        known = self._roots.get(shape)
-        if known is None:
-            spans, addr = [], self.kernel.shape.limits.first_user_address
+        covered = self._roots.get(shape)
+        if covered is None:
+            covered, addr = self._roots.setdefault(shape, {}), self.kernel.shape.limits.first_user_address
             while addr != mm.task_size:
-                spans.append((addr, self.kernel.ops.pgd_addr_end(mm, addr, mm.task_size)))
-                addr = spans[-1][1]
-            known = self._roots[shape] = spans, np.array([layout.index_of(0, addr) for addr, _ in spans])
-        spans, indices = known
+                stop = self.kernel.ops.pgd_addr_end(mm, addr, mm.task_size)
+                index = layout.index_of(0, addr)
+                covered[index] = (*covered.get(index, ()), (addr, stop))
+                addr = stop
         width, order = layout.entry_bytes[0], self.kernel.shape.byte_order
         values = read_run(self.kernel.ram, mm.pgd, width, order, layout.entries_of(0))
-        used = np.flatnonzero(values[indices] != np.uint64(format_of(mm, 0).empty))
-        return [spans[n] for n in used.tolist()]
+        used = np.flatnonzero(values != np.uint64(format_of(mm, 0).empty))
+        return sorted(span for index in used.tolist() for span in covered.get(index, ()))
 
     def _vma(
         self, vma: vm_area_struct, found: list[Pfns], dirty: list[Pfns], private: list[Pfns]
@@ -334,19 +334,18 @@ class State(Judge):
     def _counts(self, mapped: Pfns, private: Pfns) -> None:
         """INV-REF: mapcount is the number of ptes, references are no fewer. INV-COW: writable means unshared."""
         frames = self.kernel.frames
-        pfns, ptes = np.unique(mapped, return_counts=True)
-        counts = frames.table[MAPCOUNT, pfns]
-        for pfn, n, count in _first(counts != ptes, pfns, ptes, counts):
-            self._tell("INV-REF", f"frame {pfn} is mapped by {n} ptes and counts {count}")
-        held = frames.table[REFCOUNT, pfns]
-        cached = (frames.table[FLAGS, pfns] & PG_CACHE != 0).astype(np.int64)
-        for pfn, n, count in _first(held < ptes + cached, pfns, ptes + cached, held):
-            self._tell("INV-REF", f"frame {pfn} has {n} users and {count} references")
-        claimed = np.flatnonzero(frames.table[MAPCOUNT, : self.kernel.free.bump])
-        for pfn in np.setdiff1d(claimed, pfns)[:1].tolist():
-            self._tell("INV-REF", f"frame {pfn} counts {frames.mapcount[pfn]} ptes, none maps it")
-        shared = np.intersect1d(private, pfns[ptes > 1])
-        for pfn in shared[:1].tolist():
+        ptes = np.bincount(mapped, minlength=self.kernel.free.bump)
+        table = frames.table[:, : len(ptes)]
+        counts, held = table[MAPCOUNT], table[REFCOUNT]
+        is_mapped = ptes > 0
+        for pfn in _lowest(is_mapped & (counts != ptes)):
+            self._tell("INV-REF", f"frame {pfn} is mapped by {ptes[pfn]} ptes and counts {counts[pfn]}")
+        users = ptes + (table[FLAGS] & PG_CACHE != 0)
+        for pfn in _lowest(is_mapped & (held < users)):
+            self._tell("INV-REF", f"frame {pfn} has {users[pfn]} users and {held[pfn]} references")
+        for pfn in _lowest(~is_mapped & (counts != 0)):
+            self._tell("INV-REF", f"frame {pfn} counts {counts[pfn]} ptes, none maps it")
+        for pfn in np.sort(private[ptes[private] > 1])[:1].tolist():
             self._tell(
                 "INV-COW", f"frame {pfn} is writable in a private vma and mapped {frames.mapcount[pfn]} times"
             )
@@ -394,9 +393,10 @@ def _joined(parts: list[Pfns]) -> Pfns:
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
-def _first(wrong: NDArray[np.bool_], *columns: Pfns) -> list[list[int]]:
-    """The first row for which ``wrong`` holds, if any."""
-    return [[int(column[n]) for column in columns] for n in np.flatnonzero(wrong)[:1].tolist()]
+def _lowest(wrong: NDArray[np.bool_]) -> list[int]:
+    """The first place where ``wrong`` holds, if any."""
+    places: list[int] = np.flatnonzero(wrong)[:1].tolist()
+    return places
 
 
 def _vma_in(mm: mm_struct, start: int, end: int) -> vm_area_struct | None:

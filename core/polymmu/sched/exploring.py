@@ -135,6 +135,15 @@ _MODES: Mapping[str, Mode] = {
     "ack": Mode.AWAIT,
 }
 
+_WAITS = frozenset(("lock", "read_lock", "asleep", "ack", "interrupt", "grace"))
+"""Operations that may have to wait."""
+
+
+def _lasting(what: Any) -> Hashable:
+    """What an operation is on, told alike in every execution: a lock in a frame may be another object in each."""
+    key: Hashable = getattr(what, "key", None)
+    return what if key is None else key
+
 
 class ExploringSched(SharedWords):
     """See the top of the module. Use: ``spawn`` tasks, then ``run(picker)``. ``budgets``: how often, in one execution,
@@ -370,7 +379,7 @@ class ExploringSched(SharedWords):
         if self.buffers is not None and not self._atomic and self._note_buffer(kind, what):
             mode = None
         if mode is not None:
-            self._did.append((what.key if kind == "ack" else what, mode))
+            self._did.append((_lasting(what), mode))
         if kind == "unlock" and what in self._wanted:
             self._wanted.remove(what)
         if self._crowded[self.cpu.index]:
@@ -421,21 +430,19 @@ class ExploringSched(SharedWords):
         for task in self._tasks:
             if task.kind == "begin" and task.glet is None and self._is_there(task):
                 return task  # up to its first operation it does nothing that others could see
-        able = [task for task in self._tasks if self._can_go(task)]
+        able = {task.number: task for task in self._tasks if self._can_go(task)}
         if not able:
             if self._tasks:
                 self._failure = Stuck(self._who_waits())
                 self._picker.stuck([(task.number, self._would_do(task)) for task in self._tasks])
             return None
         try:
-            number = self._picker.pick(self._last, [task.number for task in able])
+            number = self._picker.pick(self._last, tuple(able))
         except Exception as failure:  # Halt, or a schedule that does not fit
             self._failure = failure
             return None
-        for task in able:
-            if task.number == number:
-                return task
-        raise AssertionError(f"task {number} was picked and cannot go on")
+        assert number in able, f"task {number} was picked and cannot go on"
+        return able[number]
 
     def _transfer(self, task: Task) -> Any:
         """Go on as ``task``; returns when somebody comes back to the caller."""
@@ -463,12 +470,14 @@ class ExploringSched(SharedWords):
     def _can_go(self, task: Task) -> bool:
         """Whether the operation that ``task`` is about to do can happen now."""
         kind, what = task.kind, task.what
-        if task.in_context:
+        if task.in_context and self._crowded[task.cpu]:
             running = self._on_cpu[task.cpu]
             if running is not None and running is not task and not self._may_lose_cpu(running):
                 return False
         if self.buffers is not None and not self._has_room(task, self.buffers):
             return False
+        if kind not in _WAITS:
+            return True
         if kind == "lock":
             return not (what.held or (isinstance(what, RwSem) and what.readers))
         if kind == "read_lock":
@@ -494,7 +503,9 @@ class ExploringSched(SharedWords):
 
     def _would_do(self, task: Task) -> list[Access]:
         mode = _MODES.get(task.kind)
-        return [(task.what, mode)] if mode is not None and mode in (Mode.ACQUIRE, Mode.SHARE) else []
+        return (
+            [(_lasting(task.what), mode)] if mode is not None and mode in (Mode.ACQUIRE, Mode.SHARE) else []
+        )
 
     # ------------------------------------------------------------------ outcomes that nobody knows
     def choice(self, what: str, options: int = 2) -> int:

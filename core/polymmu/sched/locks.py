@@ -15,14 +15,18 @@ __all__ = ["Lock", "Mutex", "RwSem", "Spinlock"]
 
 
 class Lock:
-    """What all locks have. ``name`` says what it protects: in reports, and as its class in the lock order."""
+    """What all locks have. ``name`` says what it protects: in reports, and as its class in the lock order.
 
-    __slots__ = ("_sched", "guard", "held", "name", "owner", "since", "waiters")
+    ``frame``: in whose descriptor it lies, if in one: it is the same lock then, whichever object stands for it.
+    """
+
+    __slots__ = ("_sched", "guard", "held", "key", "name", "owner", "since", "waiters")
 
     spins = False
 
-    def __init__(self, sched: Sched, name: str) -> None:
+    def __init__(self, sched: Sched, name: str, frame: int = -1) -> None:
         self.name = name
+        self.key = (name, frame) if frame >= 0 else None
         self.held = False
         self.owner: object = None
         """The context that holds it (an rw semaphore: that holds it for writing)."""
