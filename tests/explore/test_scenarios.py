@@ -162,7 +162,7 @@ def test_several_scenarios_need_the_matrix(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_an_execution_that_was_broken_off_leaves_nothing_behind_for_the_next() -> None:
-    """Sleep sets break most executions off half way; CPU 1 may have used frames of its stock then, and CPU 0 not."""
+    """Sleep sets break most executions off in the middle: CPU 1 may have used frames of its stock, and CPU 0 none."""
     found = polymmu.explore("055-a-copy-after-the-unmap", "x86_64", strategy="sleep")
     everything = polymmu.explore("055-a-copy-after-the-unmap", "x86_64", strategy="dpor").verdict
     assert (found.verdict.verdict, found.verdict.complete) == ("clean", True)
