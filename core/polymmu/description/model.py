@@ -205,6 +205,14 @@ class KernelChoice:
             "low bits that are zero in a restart address; 0: those of a page's offset", minimum=0, maximum=12
         ),
     )
+    truncate_count_start: int = field(
+        default=0,
+        metadata=doc(
+            "calls that a new file's count of truncations has behind it (Linux: 0), for what shows only after many",
+            minimum=0,
+            maximum=(1 << 32) - 1,
+        ),
+    )
     vm_max_map_count: int = field(default=65_530, metadata=doc("mappings one mm may have", minimum=1))
     overcommit: str = field(
         default="always",
