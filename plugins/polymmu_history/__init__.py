@@ -67,5 +67,6 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
             **known_bugs.MREMAP,
         },
         "rmap_tree": {"list": VmaLists, "prio-narrow": NarrowPrioTrees},
+        "try_to_unmap": known_bugs.TRY_TO_UNMAP,
         "cluster_scan": {"resched": ReschedulingScan},
     }

@@ -20,7 +20,7 @@ EVERYWHERE = [(file, arch) for file in GALLERY for arch in file.scenario.arches 
 
 PATIENT = Limits(seconds=3600)
 """However slow the host is: executions are what counts."""
-ALSO = {"11c": {"INV-REF"}, "16a": {"INV-REF"}, "16c": {"INV-WALK"}}
+ALSO = {"9": {"INV-PROG"}, "11c": {"INV-REF"}, "16a": {"INV-REF"}, "16c": {"INV-WALK"}}
 """Rules that the same bug breaks too, and that are seen first on some architecture."""
 
 

@@ -150,6 +150,7 @@ class KernelChoice:
     fault_recheck: str = variant("cache", "what a fault of a file checks below the table lock")
     mremap: str = variant("extents", "how mremap moves pages")
     rmap_tree: str = variant("interval", "how a file's vmas are found by page: interval or prio, core's both")
+    try_to_unmap: str = variant("flush-each", "how a page that goes out is taken out of its ptes")
     cluster_scan: str = variant("lockbreak", "how pages are taken out of nonlinear mappings")
     table_free: str = field(
         default="auto",

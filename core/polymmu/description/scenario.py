@@ -22,7 +22,7 @@ from polymmu.description.rules import ACCESSES
 
 __all__ = ["CpuPlan", "Scenario", "Step", "bytes_of"]
 
-SPAN = r"(0|[1-9][0-9]{0,11})(pmd|p|huge)([+-](0|[1-9][0-9]{0,11})(pmd|p|huge))*"
+SPAN = r"(0|[1-9][0-9]{0,14})(pmd|p|huge)([+-](0|[1-9][0-9]{0,14})(pmd|p|huge))*"
 SPAN_DOC = "a number of pages such as 16p, 1pmd, 1huge, 1pmd+3p or 1pmd-1p"
 
 
