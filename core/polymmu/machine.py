@@ -26,6 +26,7 @@ from polymmu.description.yaml_source import Mapping
 from polymmu.errors import SegmentationFault, UserMistake, syscall_error
 from polymmu.events import Events
 from polymmu.hardware.cpu import Cpu
+from polymmu.mm import driver as mm_driver
 from polymmu.mm import exec as mm_exec
 from polymmu.mm import fork as mm_fork
 from polymmu.mm import fremap as mm_fremap
@@ -34,7 +35,6 @@ from polymmu.mm import mm as mm_life
 from polymmu.mm import mmap as mm_mmap
 from polymmu.mm import mprotect as mm_mprotect
 from polymmu.mm import mremap as mm_mremap
-from polymmu.mm import driver as mm_driver
 from polymmu.mm import notifier, pagecache, reclaim, truncate
 from polymmu.mm import vma as vmas
 from polymmu.mm.frames import put_compound_page

@@ -51,9 +51,7 @@ def own_mm() -> Any:
 
 def may_be_refused() -> Any:
     """The field ``may`` of a system call."""
-    return field(
-        default="", metadata=doc("what may come of it besides success", choices=("", "refused"))
-    )
+    return field(default="", metadata=doc("what may come of it besides success", choices=("", "refused")))
 
 
 def cycles_of(text: str) -> Any:
@@ -75,9 +73,7 @@ class NewDriver:
 
     name: str = name_of("what the other steps call it")
     length: str = span("how much memory the driver has")
-    refuses: bool = field(
-        default=False, metadata=doc("its mmap maps everything, and fails then (ENODEV)")
-    )
+    refuses: bool = field(default=False, metadata=doc("its mmap maps everything, and fails then (ENODEV)"))
 
 
 @attrs.frozen(kw_only=True)

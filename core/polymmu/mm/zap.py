@@ -240,7 +240,7 @@ class ZapWork:
         pte_unlock(mm, ptep)
 
     def leave_table(self, mm: mm_struct, ptep: int, last: int, full: bool) -> None:
-        """``unlock_table`` of the table of ``ptep``, behind its entry ``last``, which made the gather ``full`` or not."""
+        """``unlock_table``, behind the entry ``last`` of the table, which made the gather ``full`` or not."""
         self.unlock_table(mm, ptep)
 
     def pause(self, tlb: mmu_gather, details: ZapDetails | None) -> None:
