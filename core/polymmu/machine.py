@@ -376,12 +376,6 @@ class FileHandle:
         """Size in bytes."""
         return self.file.size
 
-    def truncate(self, size: int) -> None:
-        """Set the size; pages beyond it leave every mapping."""
-        if size < 0:
-            raise syscall_error(errno.EINVAL, f"a file cannot have {size} bytes")
-        truncate.do_truncate(self.machine.kernel, self.file, size)
-
     def invalidate(self, offset: int, length: int) -> None:
         """Take [offset, offset + length) out of every mapping, private copies excepted; the bytes stay.
 
@@ -390,6 +384,12 @@ class FileHandle:
         if offset < 0 or length <= 0:
             raise syscall_error(errno.EINVAL, f"{offset:#x} + {length:#x} is not a range of a file")
         truncate.unmap_mapping_range(self.machine.kernel, self.file.mapping, offset, length, False)
+
+    def truncate(self, size: int) -> None:
+        """Set the size; pages beyond it leave every mapping."""
+        if size < 0:
+            raise syscall_error(errno.EINVAL, f"a file cannot have {size} bytes")
+        truncate.do_truncate(self.machine.kernel, self.file, size)
 
     def close(self) -> None:
         """Drop the holder's reference."""

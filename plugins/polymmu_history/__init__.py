@@ -19,6 +19,7 @@ from polymmu_history.linked import Linked30Gather, Linked38Gather, Linked315Gath
 from polymmu_history.mremap import Extents32, Extents49, Extents2615, OnePage, OnePageUnlocked
 from polymmu_history.ptlock import MmTableLock
 from polymmu_history.recheck import CountRecheck, PageLockRecheck
+from polymmu_history.rmap_bugs import TRY_TO_UNMAP
 from polymmu_history.truncate import MutexTruncate, NoBreak, RestartCount2004, RestartVma
 from polymmu_history.vma_trees import NarrowPrioTrees, VmaLists
 from polymmu_history.zap import UnmapsTheTableBefore, ZapBlocks, ZapWork2005
@@ -67,6 +68,6 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
             **known_bugs.MREMAP,
         },
         "rmap_tree": {"list": VmaLists, "prio-narrow": NarrowPrioTrees},
-        "try_to_unmap": known_bugs.TRY_TO_UNMAP,
+        "try_to_unmap": TRY_TO_UNMAP,
         "cluster_scan": {"resched": ReschedulingScan},
     }

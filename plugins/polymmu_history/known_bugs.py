@@ -10,14 +10,13 @@ import numpy as np
 
 from polymmu.description.model import KernelChoice
 from polymmu.hooks import ArchKernel
-from polymmu.mm.rmap import FlushEach
 from polymmu.mm.tables import find_entry, read_pte
 from polymmu.mm.truncate import RestartCount, Unmapping
 from polymmu.sched.locks import Mutex, Spinlock
-from polymmu.structs import PG_ANON, address_space, mm_struct, vm_area_struct
+from polymmu.structs import address_space, mm_struct, vm_area_struct
 from polymmu_history.mremap import OnePage
 
-__all__ = ["MREMAP", "TRUNCATE", "TRY_TO_UNMAP"]
+__all__ = ["MREMAP", "TRUNCATE"]
 
 
 # ------------------------------------------------------------------ truncation
@@ -218,20 +217,6 @@ class Bug011d(OnePage):
         self.unmap(mm, 0)
 
 
-# ------------------------------------------------------------------ reclaim
-class Bug097(FlushEach):
-    """The page is counted in once more, not out."""
-
-    since = "mended 2005-05"
-    wrong = "INV-REF"
-
-    def uncount(self, mm: mm_struct, pfn: int) -> None:
-        if self.kernel.frames.flags[pfn] & PG_ANON:
-            mm.anon_rss += 1
-        else:
-            mm.file_rss += 1
-
-
 TRUNCATE = {
     "bug-2": Bug002,
     "bug-3": Bug003,
@@ -246,4 +231,3 @@ TRUNCATE = {
     "bug-100": Bug100,
 }
 MREMAP = {"bug-11a": Bug011a, "bug-11b": Bug011b, "bug-11c": Bug011c, "bug-11d": Bug011d}
-TRY_TO_UNMAP = {"bug-97": Bug097}

@@ -138,6 +138,16 @@ class RemapFilePages(Range):
 
 
 @attrs.frozen(kw_only=True)
+class Invalidate:
+    """A range of a file leaves every mapping, private copies excepted, and stays in the file: the next access asks for
+    it again. Drivers and network file systems do so without i_mutex."""
+
+    file: str = name_of("which file")
+    at: str = span("where in it")
+    length: str = span("how much")
+
+
+@attrs.frozen(kw_only=True)
 class Brk:
     """Move the end of the heap."""
 
@@ -193,16 +203,6 @@ class Truncate:
 
 
 @attrs.frozen(kw_only=True)
-class Invalidate:
-    """A range of a file leaves every mapping, private copies excepted, and stays in the file: the next access asks for
-    it again. Drivers and network file systems do so without i_mutex."""
-
-    file: str = name_of("which file")
-    at: str = span("where in it")
-    length: str = span("how much")
-
-
-@attrs.frozen(kw_only=True)
 class GupFast:
     """Take references to the pages of a range without a lock (get_user_pages_fast), and drop them."""
 
@@ -255,6 +255,9 @@ class Step:
     remap_file_pages: RemapFilePages | None = field(
         default=None, metadata=doc("put the pages of a shared file mapping in another order")
     )
+    invalidate: Invalidate | None = field(
+        default=None, metadata=doc("take a range of a file out of every mapping")
+    )
     swap_out: Range | None = field(default=None, metadata=doc("write a range's pages out and free them"))
     reclaim: Reclaim | None = field(default=None, metadata=doc("free cold pages, wherever they are mapped"))
     brk: Brk | None = field(default=None, metadata=doc("move the end of the heap"))
@@ -265,9 +268,6 @@ class Step:
     fetch: Access | None = field(default=None, metadata=doc("fetch an instruction"))
     touch: Touch | None = field(default=None, metadata=doc("access every page of a range"))
     truncate: Truncate | None = field(default=None, metadata=doc("set a file's size"))
-    invalidate: Invalidate | None = field(
-        default=None, metadata=doc("take a range of a file out of every mapping")
-    )
     gup_fast: GupFast | None = field(default=None, metadata=doc("look pages up without a lock"))
     attach: Attach | None = field(default=None, metadata=doc("let a device use an address space"))
     device: Device | None = field(default=None, metadata=doc("let the device access memory"))

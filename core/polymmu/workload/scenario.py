@@ -252,6 +252,9 @@ class TaskRun:
         offset = self.run_of.length(what.offset)
         self._mm_of(what).remap_file_pages(*self._range(what), offset, populate=what.populate)
 
+    def _invalidate(self, what: Any) -> None:
+        self._file_of(what.file).invalidate(*self._range(what))
+
     def _swap_out(self, what: Any) -> None:
         self._mm_of(what).swap_out(*self._range(what))
 
@@ -301,9 +304,6 @@ class TaskRun:
 
     def _truncate(self, what: Any) -> None:
         self._file_of(what.file).truncate(self.run_of.length(what.length))
-
-    def _invalidate(self, what: Any) -> None:
-        self._file_of(what.file).invalidate(*self._range(what))
 
     def _gup_fast(self, what: Any) -> None:
         at, length = self._range(what)
