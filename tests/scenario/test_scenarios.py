@@ -17,23 +17,21 @@ import yaml
 from polymmu import Machine, plugins
 from polymmu.cli.main import main
 from polymmu.cli.schema import scenario_schema
-from polymmu.description.load_scenario import load_scenario_text
+from polymmu.description.load_scenario import load_scenario, load_scenario_text
 from polymmu.description.scenario import bytes_of
 from polymmu.errors import UserMistake
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "polymmu_scenarios").glob("*.yaml"))
 MACHINES = ("ia64", "ppc64", "ppc64-64k", "s390", "s390-31", "sparc64", "x86", "x86-pae", "x86_64")
 
-
-def machines_for(path: Path) -> tuple[str, ...]:
-    """The gallery's entries are explored on every architecture (``tests.explore.test_gallery``); here one will do."""
-    if not path.stem[0].isdigit():
-        return MACHINES
-    arches = load_scenario_text(path.read_text(), filename=str(path)).scenario.arches
-    return ("x86_64",) if "x86_64" in arches or not arches else arches[:1]
-
-
-PLACES = [(path, name) for path in SHIPPED for name in machines_for(path)]
+PLACES = [
+    (path, name)
+    for path in SHIPPED
+    for name in (
+        (load_scenario(str(path)).scenario.arches or ("x86_64",))[-1:] if path.stem[0].isdigit() else MACHINES
+    )
+]
+"""The gallery's entries are explored on every architecture (``tests.explore.test_gallery``)."""
 
 PLAIN = """\
 scenario: 1
