@@ -1,4 +1,4 @@
-"""s390: 31-bit ESA/390 with two levels, and 64-bit z/Architecture with two, three or four that grow at run time.
+"""s390: 31-bit ESA/390 with two levels, and 64-bit z/Architecture with two to five, three of which grow at run time.
 
 Facts: z/Architecture Principles of Operation, ch. 3; Linux 2.6.25 to 3.0 (arch/s390). What is unlike elsewhere:
 
@@ -28,7 +28,7 @@ from polymmu.arch import (
     mm_struct,
 )
 from polymmu_s390 import dat, formats, keys, tables, tlbflush
-from polymmu_s390.formats import CR0_EDAT, CR0_IEP, ESA, LAYOUTS, SEGMENT_SIZE, TASK_SIZE
+from polymmu_s390.formats import CR0_EDAT, CR0_IEP, ESA, GROWN, LAYOUTS, SEGMENT_SIZE, TASK_SIZE
 
 SPACES = {None: "cr1", "primary": "cr1", "secondary": "cr7", "home": "cr13"}
 
@@ -42,8 +42,8 @@ class S390Config:
     )
     levels: int = field(
         default=3,
-        metadata=doc("levels a program begins with: 2 (a 31-bit program, for good), 3 (grows to 4) or 4; z only",
-                     minimum=2, maximum=4),
+        metadata=doc("levels a program begins with: 2 (a 31-bit program, for good), 3 (grows to 4), 4, or 5; z only",
+                     minimum=2, maximum=5),
     )  # fmt: skip
     edat: int = field(
         default=0,
@@ -72,6 +72,11 @@ class S390Config:
         return self.is_esa or self.levels == 2
 
     @property
+    def most_levels(self) -> int:
+        """Levels that a program may come to have."""
+        return 2 if self.is_31_bit else max(self.levels, GROWN)
+
+    @property
     def has_idte(self) -> bool:
         """Whether one mm, or one segment, can be purged."""
         return self.idte and not self.is_esa
@@ -90,7 +95,7 @@ def config_class() -> type:
 
 @hookimpl
 def summary() -> str:
-    return "s390: 31-bit ESA/390, and z/Architecture with two to four levels; storage keys"
+    return "s390: 31-bit ESA/390, and z/Architecture with two to five levels; storage keys"
 
 
 @hookimpl
@@ -101,7 +106,7 @@ def boot_registers(section: S390Config) -> dict[str, int]:
 @hookimpl
 def page_table_layout(section: S390Config) -> RadixLayout:
     """The most levels that an mm may come to have."""
-    return ESA if section.is_esa else LAYOUTS[2 if section.is_31_bit else 4]
+    return ESA if section.is_esa else LAYOUTS[section.most_levels]
 
 
 @hookimpl
@@ -133,7 +138,7 @@ def root_of(section: S390Config, registers: Mapping[str, int], space: str | None
 @hookimpl
 def address_limits(section: S390Config) -> AddressLimits:
     """The stack and what is placed by itself lie below what a new program's levels reach."""
-    top, last = TASK_SIZE[2 if section.is_31_bit else 3], TASK_SIZE[2 if section.is_31_bit else 4]
+    top, last = TASK_SIZE[2 if section.is_31_bit else 3], TASK_SIZE[section.most_levels]
     return AddressLimits(
         task_size=last,
         mm_vm_size=last,

@@ -44,11 +44,15 @@ LAYOUTS = {
     2: layout_of(("pmd", "pte"), 8, frozenset({0, 1})),
     3: layout_of(("pud", "pmd", "pte"), 8, frozenset({1, 2})),
     4: layout_of(("pgd", "pud", "pmd", "pte"), 8, frozenset({2, 3})),
+    5: layout_of(("pgd", "p4d", "pud", "pmd", "pte"), 8, frozenset({3, 4})),
 }
-"""z/Architecture: by levels in use. The root is a segment, region-third or region-second table."""
+"""z/Architecture: by levels in use. The root is a segment, region-third, region-second or region-first table."""
 
-TASK_SIZE = {2: 1 << 31, 3: 1 << 42, 4: 1 << 53}
-"""What Linux lets programs use of so many levels (2 levels: 31-bit programs)."""
+GROWN = 4
+"""Levels that an mm may grow to."""
+
+TASK_SIZE = {2: 1 << 31, 3: 1 << 42, 4: 1 << 53, 5: (1 << 64) - 4096}
+"""What Linux lets programs use of so many levels (2 levels: 31-bit programs; 5: 4.13 on, all but the last page)."""
 
 WORD = (1 << 64) - 1
 PTE_NONE = PTE_INVALID | 0x001

@@ -14,7 +14,7 @@ from __future__ import annotations
 from polymmu.arch import ArchKernel, alloc_page, defaults, free_page, hookimpl, mm_struct, mmu_gather
 from polymmu_s390 import tlbflush
 from polymmu_s390.dat import PTE_INVALID
-from polymmu_s390.formats import LAYOUTS, TASK_SIZE
+from polymmu_s390.formats import GROWN, LAYOUTS, TASK_SIZE
 from polymmu_s390.tlbflush import context_of
 
 WAITING = 4
@@ -108,7 +108,7 @@ def pgd_free(mm: mm_struct, pgd: int) -> None:
     """Frees with it a root of before the growth in which nothing was ever mapped, unknown to free_pgtables."""
     kernel: ArchKernel = mm.kernel
     first, format = kernel.ram.read_entry(pgd, mm.layout.entry_bytes[0], "big"), kernel.shape.formats[0]
-    if mm.layout.levels == max(LAYOUTS) and first != format.empty:
+    if mm.layout.levels == GROWN and first != format.empty:
         mm.nr_tables[1] -= 1
         kernel.events.table_freed(mm, 1, format.table_of(first), mm.layout.table_bytes_of(1))
         defaults.table_free(mm, 1, format.table_of(first))

@@ -26,6 +26,7 @@ from polymmu.description.yaml_source import Mapping
 from polymmu.errors import SegmentationFault, UserMistake, syscall_error
 from polymmu.events import Events
 from polymmu.hardware.cpu import Cpu
+from polymmu.mm import driver as mm_driver
 from polymmu.mm import exec as mm_exec
 from polymmu.mm import fork as mm_fork
 from polymmu.mm import fremap as mm_fremap
@@ -187,6 +188,15 @@ class Machine:
                 f"{', '.join(map(str, self.huge_page_sizes)) or 'no size: this machine has no huge pages'}"
             )
         return FileHandle(self, pagecache.new_file(self.kernel, name, size, huge_size=huge))
+
+    def new_driver(self, size: int, name: str = "", *, refuses: bool = False) -> FileHandle:
+        """The file of a device with ``size`` bytes of memory, which ``Mm.mmap`` maps; held until ``close``.
+
+        ``refuses``: its mmap maps all that was asked for, and fails then. Raises MemoryError without so much memory.
+        """
+        if size <= 0:
+            raise UserMistake(f"a driver cannot have {size} bytes of memory; give 1 or more")
+        return FileHandle(self, mm_driver.new_driver(self.kernel, name, size, refuses=refuses))
 
     def running_cpu(self, mm: mm_struct | None) -> Cpu:
         """The CPU that a call on ``mm`` runs on: a task's own; the chosen one, else the last that loaded it, else 0."""
@@ -365,6 +375,15 @@ class FileHandle:
     def size(self) -> int:
         """Size in bytes."""
         return self.file.size
+
+    def invalidate(self, offset: int, length: int) -> None:
+        """Take [offset, offset + length) out of every mapping, private copies excepted; the bytes stay.
+
+        As a driver or a network file system does: without the lock that keeps truncations apart.
+        """
+        if offset < 0 or length <= 0:
+            raise syscall_error(errno.EINVAL, f"{offset:#x} + {length:#x} is not a range of a file")
+        truncate.unmap_mapping_range(self.machine.kernel, self.file.mapping, offset, length, False)
 
     def truncate(self, size: int) -> None:
         """Set the size; pages beyond it leave every mapping."""

@@ -25,6 +25,7 @@ from polymmu.mm.pgtables import VmaList
 from polymmu.mm.prio_tree import PrioTrees
 from polymmu.mm.ptlock import SplitTableLocks
 from polymmu.mm.recheck import CacheRecheck
+from polymmu.mm.rmap import FlushEach
 from polymmu.mm.truncate import RestartCount
 from polymmu.mm.zap import ZapWork
 from polymmu.plugins import installed, load, suggestion
@@ -38,6 +39,7 @@ hookimpl = pluggy.HookimplMarker("polymmu_variants")
 VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
     "free_pgtables": {"vma_list": VmaList},
     "page_table_lock": {"split": SplitTableLocks},
+    "try_to_unmap": {"flush-each": FlushEach},
     "cluster_scan": {"lockbreak": ClusterScan},
     "gather": {"linked": LinkedGather},
     "rmap_tree": {"prio": PrioTrees, "interval": IntervalTrees},
@@ -66,6 +68,7 @@ class VariantSpec:
 class Variants:
     """One machine's, each made and ready."""
 
+    try_to_unmap: FlushEach
     cluster_scan: ClusterScan
     gather: LinkedGather
     free_pgtables: VmaList

@@ -19,9 +19,10 @@ from polymmu_history.linked import Linked30Gather, Linked38Gather, Linked315Gath
 from polymmu_history.mremap import Extents32, Extents49, Extents2615, OnePage, OnePageUnlocked
 from polymmu_history.ptlock import MmTableLock
 from polymmu_history.recheck import CountRecheck, PageLockRecheck
+from polymmu_history.rmap_bugs import TRY_TO_UNMAP
 from polymmu_history.truncate import MutexTruncate, NoBreak, RestartCount2004, RestartVma
 from polymmu_history.vma_trees import NarrowPrioTrees, VmaLists
-from polymmu_history.zap import ZapBlocks, ZapWork2005
+from polymmu_history.zap import UnmapsTheTableBefore, ZapBlocks, ZapWork2005
 
 __all__ = ["MmTableLock", "PercpuGather", "StackGather", "kernel_variants"]
 
@@ -45,7 +46,11 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
             **FREEING_BUGS,
         },
         "page_table_lock": {"mm": MmTableLock},
-        "unmap_vmas": {"blocks": ZapBlocks, "zap-work": ZapWork2005},
+        "unmap_vmas": {
+            "blocks": ZapBlocks,
+            "zap-work": ZapWork2005,
+            "bug-49b": UnmapsTheTableBefore,
+        },
         "truncate": {
             "no-break": NoBreak,
             "restart-vma": RestartVma,
@@ -63,5 +68,6 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
             **known_bugs.MREMAP,
         },
         "rmap_tree": {"list": VmaLists, "prio-narrow": NarrowPrioTrees},
+        "try_to_unmap": TRY_TO_UNMAP,
         "cluster_scan": {"resched": ReschedulingScan},
     }

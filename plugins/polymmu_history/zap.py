@@ -5,6 +5,9 @@ block to block, and the flush comes before it is dropped. ``zap-work`` (2.6.15 t
 itself, and a block is counted by its work. Blocks are shared by all vmas of one unmapping.
 
 Left out: the gather itself goes on from block to block, only what it holds is flushed and freed.
+
+``bug-49b`` is a slip of the rework for 3.0 as first posted (A2.4): the loop leaves a table behind the entry that filled
+the gather without moving on, and takes the entry before it for one of the same table.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from polymmu.sched.locks import Spinlock
 from polymmu.structs import mm_struct, mmu_gather, vm_area_struct
 from polymmu_history.ptlock import one_lock_or_why
 
-__all__ = ["ZapBlocks", "ZapWork2005"]
+__all__ = ["UnmapsTheTableBefore", "ZapBlocks", "ZapWork2005"]
 
 
 class ZapWork2005(ZapWork):
@@ -121,3 +124,19 @@ class ZapBlocks(ZapWork2005):
 
     def pause(self, tlb: mmu_gather, details: ZapDetails | None) -> None:
         """Not inside a block."""
+
+
+class UnmapsTheTableBefore(ZapWork):
+    """49b: where the first entry of a table fills the gather, what is unmapped is what lies before the table."""
+
+    since = "2011, patch 1 of the series for 3.0, as first posted"
+    wrong = "a table in high memory stays mapped, and another one's map is undone"
+
+    def leave_table(self, mm: mm_struct, ptep: int, last: int, full: bool) -> None:
+        table = table_at(mm, ptep)
+        named = last - mm.layout.entry_bytes[-1] if full else last
+        if table_at(mm, named) == table:
+            self.unlock_table(mm, ptep)
+            return
+        mm.kernel.variants.page_table_lock.lock_of(mm, table).unlock()
+        self.kernel.ops.pte_unmap(mm, table_at(mm, named))

@@ -96,3 +96,11 @@ class TestSparc64ThatFreesPagesEarly(conformance.Suite):
 class TestOtherS390(conformance.Suite):
     arch = "s390"
     machines = ("s390-31", "z10")
+
+
+@pytest.mark.slow
+class TestS390OfFiveLevels(conformance.Suite):
+    """User addresses up to the last page of the word."""
+
+    arch = "s390"
+    sets = ("s390.levels=5",)

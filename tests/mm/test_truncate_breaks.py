@@ -230,6 +230,24 @@ def test_a1_5_numbers_leap_over_what_has_no_low_bits(bits: int, low: int, number
     assert given_ == numbers
 
 
+@pytest.mark.parametrize(
+    ("start", "numbers"),
+    [(0, [1, 2, 3]), (6, [7, 9, 10]), (7, [9, 10, 11]), (8, [10, 11, 12]), (15, [1, 2, 3])],
+)
+def test_a1_5_a_files_numbers_may_begin_late_and_no_file_begins_with_an_address(
+    start: int, numbers: list[int]
+) -> None:
+    """Addresses have three zero bits here, numbers four bits: 8 is one, and after 15 comes the reset."""
+    kernel = boot(truncate_count_bits=4, truncate_restart_bits=3, truncate_count_start=start)
+    mapping = new_file(kernel, "f", PAGE).mapping
+    assert not mapping.truncate_count or mapping.truncate_count & 7
+    found = []
+    for _ in range(3):
+        unmap_mapping_range(kernel, mapping, 0, 0, True)
+        found.append(mapping.truncate_count)
+    assert found == numbers
+
+
 # ------------------------------------------------------------------ A1.7
 def merged_in_the_break(kernel: ArchKernel) -> list[int]:
     """Corpus 7a: the upper half, not scanned, joins the lower one, which is done."""

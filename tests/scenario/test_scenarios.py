@@ -17,14 +17,20 @@ import yaml
 from polymmu import Machine, plugins
 from polymmu.cli.main import main
 from polymmu.cli.schema import scenario_schema
-from polymmu.description.load_scenario import load_scenario_text
+from polymmu.description.load_scenario import load_scenario, load_scenario_text
 from polymmu.description.scenario import bytes_of
 from polymmu.errors import UserMistake
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "polymmu_scenarios").glob("*.yaml"))
 MACHINES = ("ia64", "ppc64", "ppc64-64k", "s390", "s390-31", "sparc64", "x86", "x86-pae", "x86_64")
 
-PLACES = [(path, name) for path in SHIPPED for name in (("x86_64",) if path.stem[0].isdigit() else MACHINES)]
+PLACES = [
+    (path, name)
+    for path in SHIPPED
+    for name in (
+        (load_scenario(str(path)).scenario.arches or ("x86_64",))[-1:] if path.stem[0].isdigit() else MACHINES
+    )
+]
 """The gallery's entries are explored on every architecture (``tests.explore.test_gallery``)."""
 
 PLAIN = """\
@@ -65,10 +71,12 @@ def mistake(text: str) -> str:
 
 
 # ------------------------------------------------------------------ what a file may say
-def test_places_are_told_in_pages_and_in_what_a_pmd_entry_covers() -> None:
-    assert bytes_of("16p", 4096, 2 << 20) == 65536
-    assert bytes_of("1pmd", 4096, 2 << 20) == 2 << 20
-    assert bytes_of("2pmd+3p", 8192, 8 << 20) == (16 << 20) + 24576
+def test_places_are_told_in_pages_in_what_a_pmd_entry_covers_and_in_huge_pages() -> None:
+    small, large = {"p": 4096, "pmd": 2 << 20}, {"p": 8192, "pmd": 8 << 20, "huge": 4 << 20}
+    assert bytes_of("16p", small) == 65536
+    assert bytes_of("1pmd", small) == 2 << 20
+    assert bytes_of("2pmd+3p", large) == (16 << 20) + 24576
+    assert bytes_of("2pmd-3p+1huge", large) == (20 << 20) - 24576
 
 
 @pytest.mark.parametrize(
@@ -128,6 +136,18 @@ def test_a_mistake_about_the_machine_is_told_where_the_scenario_wrote_it() -> No
         (
             doing("truncate: {file: f, length: 0p}"),
             "s.yaml: cpus.0.do[0]: truncate: unknown file 'f' (known: none)",
+        ),
+        (
+            doing(
+                "load: {at: 16p}",
+                setup="  - driver: {name: d, length: 1p}\n  - file: {name: d, length: 1p}\n",
+            ),
+            "s.yaml: setup[3]: file: there is a file 'd' already",
+        ),
+        (doing("driver: {name: d, length: 1p}"), "cpus.0.do: 'driver' belongs to the setup"),
+        (
+            doing("load: {at: 16p}", setup="  - driver: {name: d, length: 0p}\n"),
+            "s.yaml: setup[2]: driver: a driver cannot have 0 bytes of memory",
         ),
         (doing("exit: {}", "load: {at: 16p}"), "do[1]: load: this task has no address space of its own"),
         (doing("fork: {child: a}"), "do[0]: fork: there is an mm 'a' already"),
@@ -230,7 +250,7 @@ def test_truncate_takes_the_pages_of_a_file_away() -> None:
 def test_every_shipped_scenario_is_clean_on_every_architecture(path: Path, name: str) -> None:
     file = load_scenario_text(path.read_text(), filename=path.name)
     assert file.scenario.name == path.stem
-    told = Machine.to_run(name, file, sets=["memory=256 MiB"]).run(file).to_dict()
+    told = Machine.to_run(name, file, sets=["memory=512 MiB"]).run(file).to_dict()
     assert "finding" not in told
     assert told["violations"] == []
     assert told["flushes"]["missing"] == 0

@@ -150,6 +150,7 @@ class KernelChoice:
     fault_recheck: str = variant("cache", "what a fault of a file checks below the table lock")
     mremap: str = variant("extents", "how mremap moves pages")
     rmap_tree: str = variant("interval", "how a file's vmas are found by page: interval or prio, core's both")
+    try_to_unmap: str = variant("flush-each", "how a page that goes out is taken out of its ptes")
     cluster_scan: str = variant("lockbreak", "how pages are taken out of nonlinear mappings")
     table_free: str = field(
         default="auto",
@@ -203,6 +204,14 @@ class KernelChoice:
         default=0,
         metadata=doc(
             "low bits that are zero in a restart address; 0: those of a page's offset", minimum=0, maximum=12
+        ),
+    )
+    truncate_count_start: int = field(
+        default=0,
+        metadata=doc(
+            "calls that a new file's count of truncations has behind it (Linux: 0), for what shows only after many",
+            minimum=0,
+            maximum=(1 << 32) - 1,
         ),
     )
     vm_max_map_count: int = field(default=65_530, metadata=doc("mappings one mm may have", minimum=1))

@@ -1,7 +1,8 @@
 """What a scenario file may say: a setup, then what each CPU does; attrs classes, one per mapping of the file.
 
 One file fits every architecture, so places are told in the machine's own units: ``16p`` is sixteen base pages,
-``1pmd`` what one entry of a pmd table covers, ``1pmd+3p`` both together. A step is a mapping with one key, the verb.
+``1pmd`` what one entry of a pmd table covers, ``1huge`` the smallest huge page, ``1pmd+3p`` and ``1pmd-1p`` more
+and less than that. A step is a mapping with one key, the verb.
 
 The keys ``machine`` and ``kernel`` are not here: they are laid over the machine that runs the scenario (``load``).
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -22,15 +24,18 @@ from polymmu.description.rules import ACCESSES
 __all__ = ["CpuPlan", "Scenario", "Step", "bytes_of"]
 
 MEMORY_MODELS = ("sc", "tso")
-SPAN = r"(0|[1-9][0-9]{0,11})(p|pmd)(\+(0|[1-9][0-9]{0,11})(p|pmd))*"
-SPAN_DOC = "a number of pages such as 16p, 1pmd or 1pmd+3p"
+SPAN = r"(0|[1-9][0-9]{0,14})(pmd|p|huge)([+-](0|[1-9][0-9]{0,14})(pmd|p|huge))*"
+SPAN_DOC = "a number of pages such as 16p, 1pmd, 1huge, 1pmd+3p or 1pmd-1p"
+
+
+def bytes_of(span: str, units: Mapping[str, int]) -> int:
+    """Bytes of a span; ``units``: those of p, pmd and huge. Raises KeyError for a unit that is not there."""
+    return sum(int(number) * units[unit] for number, unit in _parts_of(span))
 
 
 @functools.cache
-def bytes_of(span: str, page: int, pmd: int) -> int:
-    """Bytes of a span, for pages of ``page`` bytes and pmd entries that cover ``pmd``."""
-    parts = [re.fullmatch(r"([0-9]+)(p|pmd)", part) for part in span.split("+")]
-    return sum(int(part[1]) * (pmd if part[2] == "pmd" else page) for part in parts if part)
+def _parts_of(span: str) -> tuple[tuple[str, str], ...]:
+    return tuple(re.findall(r"(-?[0-9]+)([a-z]+)", span))
 
 
 def span(text: str, default: Any = attrs.NOTHING) -> Any:
@@ -51,6 +56,11 @@ def own_mm() -> Any:
     return name_of("whose address space; left out: the task's own", "")
 
 
+def may_be_refused() -> Any:
+    """The field ``may`` of a system call."""
+    return field(default="", metadata=doc("what may come of it besides success", choices=("", "refused")))
+
+
 def cycles_of(text: str) -> Any:
     """A field that holds cycles."""
     return field(metadata=doc(text, minimum=1, maximum=10**9))
@@ -62,6 +72,15 @@ class NewFile:
 
     name: str = name_of("what the other steps call it")
     length: str = span("its size")
+
+
+@attrs.frozen(kw_only=True)
+class NewDriver:
+    """A device's file: mapping it maps the memory that its driver has."""
+
+    name: str = name_of("what the other steps call it")
+    length: str = span("how much memory the driver has")
+    refuses: bool = field(default=False, metadata=doc("its mmap maps everything, and fails then (ENODEV)"))
 
 
 @attrs.frozen(kw_only=True)
@@ -81,6 +100,8 @@ class Mmap:
     huge: int = field(
         default=0, metadata=doc("of huge pages of so many bytes; 0: of base pages", unit="size", minimum=0)
     )
+    huge_pages: bool = field(default=False, metadata=doc("of the machine's smallest huge pages"))
+    may: str = may_be_refused()
 
 
 @attrs.frozen(kw_only=True)
@@ -105,6 +126,7 @@ class Mremap(Range):
 
     new_length: str = span("how long it is to be")
     to: str = span("where it must go; left out: it stays where it is", "")
+    may: str = may_be_refused()
 
 
 @attrs.frozen(kw_only=True)
@@ -120,6 +142,16 @@ class RemapFilePages(Range):
 
     offset: str = span("where in the file they begin")
     populate: bool = field(default=True, metadata=doc("bring them in at once"))
+
+
+@attrs.frozen(kw_only=True)
+class Invalidate:
+    """A range of a file leaves every mapping, private copies excepted, and stays in the file: the next access asks for
+    it again. Drivers and network file systems do so without i_mutex."""
+
+    file: str = name_of("which file")
+    at: str = span("where in it")
+    length: str = span("how much")
 
 
 @attrs.frozen(kw_only=True)
@@ -221,6 +253,7 @@ class Step:
 
     mm: str = name_of("make an empty address space of this name (setup only)", "")
     file: NewFile | None = field(default=None, metadata=doc("make a file (setup only)"))
+    driver: NewDriver | None = field(default=None, metadata=doc("make a device's file (setup only)"))
     mmap: Mmap | None = field(default=None, metadata=doc("map memory"))
     munmap: Range | None = field(default=None, metadata=doc("unmap a range"))
     mprotect: Mprotect | None = field(default=None, metadata=doc("change a range's rights"))
@@ -228,6 +261,9 @@ class Step:
     madvise: Madvise | None = field(default=None, metadata=doc("drop the pages of a range"))
     remap_file_pages: RemapFilePages | None = field(
         default=None, metadata=doc("put the pages of a shared file mapping in another order")
+    )
+    invalidate: Invalidate | None = field(
+        default=None, metadata=doc("take a range of a file out of every mapping")
     )
     swap_out: Range | None = field(default=None, metadata=doc("write a range's pages out and free them"))
     reclaim: Reclaim | None = field(default=None, metadata=doc("free cold pages, wherever they are mapped"))
@@ -339,5 +375,5 @@ class Scenario:
             if plan.mm and plan.mm not in made:
                 raise ValueError(f"cpus.{name}.mm: no setup step makes an mm '{plan.mm}'")
             for step in plan.do:
-                if step.verb in ("mm", "file"):
+                if step.verb in ("mm", "file", "driver"):
                     raise ValueError(f"cpus.{name}.do: '{step.verb}' belongs to the setup")

@@ -78,7 +78,8 @@ class WatchedCpu(Cpu):
 
 
 class WatchedCode(UserCode):
-    """Programs whose accesses say what they read: the CPU's TLB, the entries on the way, and what hardware noted."""
+    """Programs whose accesses say what they read: the CPU's TLB, the entries on the way, the frame that these lead to,
+    and what hardware noted."""
 
     def _run(self, work: Callable[..., T], *args: Any) -> T:
         va: int = args[0]
@@ -86,26 +87,33 @@ class WatchedCode(UserCode):
         assert isinstance(sched, ExploringSched)
 
         def noted(*args: Any) -> T:
-            before = self._entries(va)
+            before, frame = self._entries(va)
             sched.did(Mode.ADD, ("tlb", self.cpu.index))  # it fills the TLB, as speculation does
             for entry in before:
                 sched.did(Mode.READ, entry)
+            if frame >= 0:
+                sched.did(Mode.READ, ("frame", frame))
             done = work(*args)
-            for entry, value in self._entries(va).items():
+            for entry, value in self._entries(va)[0].items():
                 if before.get(entry, value) != value:
                     sched.did(Mode.WRITE, entry)
             return done
 
         return super()._run(noted, *args)
 
-    def _entries(self, va: int) -> dict[int, int]:
-        """Every entry that a walk for ``va`` reads now, by its address."""
-        sched = self._sched
+    def _entries(self, va: int) -> tuple[dict[int, int], int]:
+        """Every entry that a walk for ``va`` reads now, by its address; and the frame that it finds, or -1."""
+        sched, ram = self._sched, self.cpu.ram
         assert isinstance(sched, ExploringSched)
+        assert isinstance(ram, WatchedRam)
+        if self.cpu.root < 0:
+            return {}, -1
         outer, sched.silent = sched.silent, True
-        path = self.cpu.translate(va).path if self.cpu.root >= 0 else ()
+        walk = self.cpu.translate(va)
         sched.silent = outer
-        return {place: entry for _, place, entry in path}
+        return {place: entry for _, place, entry in walk.path}, -1 if walk.pa is None else (
+            walk.pa >> ram.page_shift
+        )
 
 
 def silently(sched: ExploringSched, function: Callable[..., None]) -> Callable[..., None]:

@@ -25,6 +25,7 @@ from polymmu.mm.frames import (
     put_page,
     put_pages,
 )
+from polymmu.mm.truncate_count import truncate_counts
 from polymmu.structs import PG_CACHE, PG_DIRTY, File, Kernel, address_space, vm_area_struct
 
 __all__ = [
@@ -56,7 +57,7 @@ def new_file(
     ``huge_size``: its pages have so many bytes, and ``size`` is a multiple of that.
     """
     mapping = kernel.mappings.alloc()
-    mapping.truncate_count = 0
+    mapping.truncate_count = truncate_counts(kernel).first_count
     file = File(name, size, mapping, anonymous=anonymous, huge_size=huge_size, read_page=read_page, mmap=mmap)
     mapping.host = file
     return file
@@ -80,6 +81,8 @@ def put_file(kernel: AnyKernel, file: File) -> None:
         raise AssertionError(f"file {file.name} is freed while {mapped} vmas map it")
     drop_page_cache(kernel, mapping, 0)
     kernel.vm_committed -= file.committed
+    if file.release is not None:
+        file.release()
     mapping.host = None
     kernel.mappings.free(mapping)
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from polymmu.description.model import KernelChoice
 from polymmu.hooks import ArchKernel
 from polymmu.mm.anon_vma import page_anon_vma, put_anon_vma
 from polymmu.mm.frames import put_page
@@ -32,10 +33,12 @@ from polymmu.structs import (
     VM_PFNMAP,
     address_space,
     anon_vma,
+    mm_struct,
     vm_area_struct,
 )
 
 __all__ = [
+    "FlushEach",
     "Unmapped",
     "clear_young",
     "page_lock_anon_vma",
@@ -242,10 +245,29 @@ def unmap_one(vma: vm_area_struct, addr: int, ptep: int, entry: int | None = Non
         kernel.ops.set_pte(mm, addr, ptep, values)
     if shape.pte.dirty is not None and shape.pte.dirty.test(value):
         frames.flags[pfn] |= PG_DIRTY
-    if frames.flags[pfn] & PG_ANON:
-        mm.anon_rss -= 1
-    else:
-        mm.file_rss -= 1
+    kernel.variants.try_to_unmap.uncount(mm, pfn)
     frames.mapcount[pfn] -= 1
     collect_dirt(kernel, np.array((pfn,), dtype=np.int64))
     put_page(kernel, pfn)
+
+
+class FlushEach:
+    """One pte at a time, each counted for itself; the machine file may name another class (``kernel.try_to_unmap``)."""
+
+    since = "2.5.27"
+    wrong = ""
+
+    def __init__(self, kernel: ArchKernel) -> None:
+        self.kernel = kernel
+
+    @staticmethod
+    def refuses(choice: KernelChoice) -> str:
+        """Why this makes no sense beside the other choices; empty where it does."""
+        return ""
+
+    def uncount(self, mm: mm_struct, pfn: int) -> None:
+        """``mm`` has a page less."""
+        if self.kernel.frames.flags[pfn] & PG_ANON:
+            mm.anon_rss -= 1
+        else:
+            mm.file_rss -= 1

@@ -25,6 +25,9 @@ class TruncateCounts:
         self.kernel = kernel
         self.numbers = 1 << choice.truncate_count_bits
         self.address_mask = (1 << (choice.truncate_restart_bits or kernel.shape.layout.page_shift)) - 1
+        start = choice.truncate_count_start % self.numbers
+        self.first_count = start + (start > 0 and self.leaps(start))
+        """Where a new file's numbers begin; it has no vmas yet, so that 0 may be one."""
 
     # ------------------------------------------------------------------ numbers (A1.5)
     def is_restart_addr(self, count: int) -> bool:

@@ -239,6 +239,10 @@ class ZapWork:
         """Undo ``lock_table``."""
         pte_unlock(mm, ptep)
 
+    def leave_table(self, mm: mm_struct, ptep: int, last: int, full: bool) -> None:
+        """``unlock_table``, behind the entry ``last`` of the table, which made the gather ``full`` or not."""
+        self.unlock_table(mm, ptep)
+
     def pause(self, tlb: mmu_gather, details: ZapDetails | None) -> None:
         """No table lock is held: give way if somebody asked, and if the caller's lock allows it."""
         if details is None or not details.atomic:
@@ -285,7 +289,7 @@ class ZapWork:
             mm.file_rss -= rss.file
             ops.leave_lazy_mmu(mm)
             flushed = dirty and tlb_flush_dirty(tlb)
-            self.unlock_table(mm, ptep)
+            self.leave_table(mm, ptep, ptep + (done - 1) * width, full)
             if full or flushed:
                 tlb_flush_mmu(tlb)
             if full:

@@ -193,8 +193,10 @@ class State(Judge):
                     )
                 if below < layout.pte_level:
                     todo.append((below, child, max(low, base), min(high, end)))
-        if reached[-1] > mm.nr_tables[layout.pte_level]:
-            self._tell("INV-REF", f"mm {mm.serial} counts {mm.nr_tables} tables, {reached} can be reached")
+        if reached[-1] > mm.nr_tables[layout.pte_level] or min(mm.nr_tables) < 0:
+            self._tell(
+                "INV-REF", f"mm {mm.serial} counts {mm.nr_tables} tables by level, {reached} can be reached"
+            )
 
     def _used_of_root(self, mm: mm_struct) -> list[tuple[int, int]]:
         """What each entry of the root that is not empty covers. All are read at once: most are empty."""

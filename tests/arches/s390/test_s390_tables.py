@@ -278,10 +278,31 @@ def test_beyond_8_pib_there_is_nothing() -> None:
 
 
 def test_programs_begin_below_what_their_first_levels_reach() -> None:
-    for levels in (2, 3, 4):
+    for levels in (2, 3, 4, 5):
         emulated = machine("s390", f"s390.levels={levels}")
         mm = emulated.new_mm().struct
         assert mm.task_size == TASK_SIZE[levels]
         assert max(mm.start_brk, mm.mmap_base, mm.start_stack) <= TASK_SIZE[min(levels, 3)]
     assert machine("s390-31").new_mm().struct.layout is ESA
     assert not S390Config(mode="esa", edat=2, idte=True).has_idte
+
+
+def test_with_five_levels_programs_have_all_but_the_last_page_of_the_word() -> None:
+    """From the bottom to the top, and nothing is left; a root entry covers 2**53 bytes."""
+    emulated = machine("s390", "s390.levels=5")
+    mm, cpu = running(emulated)
+    top = (1 << 64) - PAGE
+    places = [PAGE, 1 << 31, 1 << 42, 1 << 53, 1 << 63, top - PAGE]
+    for at in places:
+        mm.mmap(PAGE, at=at, fixed=True)
+        cpu.store(at, at.to_bytes(8, "big"))
+    assert [int.from_bytes(cpu.load(at, 8), "big") for at in places] == places
+    # Their addresses without 53 bits are four, without 42 five, without 31 and without 20 six.
+    assert mm.struct.nr_tables[1:] == [4, 5, 6, 6]
+    with pytest.raises(SyscallError):
+        mm.mmap(PAGE, at=top, fixed=True)
+    assert mm.struct.layout is LAYOUTS[5]
+    for at in reversed(places):
+        mm.munmap(at, PAGE)
+    assert mm.struct.nr_tables[1:] == [0, 0, 0, 0]
+    mm.exit()

@@ -306,14 +306,15 @@ def test_directory_entries_are_what_linux_3_0_writes() -> None:
 
 
 def test_designations_are_what_linux_3_0_loads() -> None:
-    assert [designation(0x4000, LAYOUTS[levels]) & 0xFFF for levels in (2, 3, 4)] == [0x1C3, 0x1C7, 0x1CB]
+    loaded = [designation(0x4000, LAYOUTS[levels]) & 0xFFF for levels in (2, 3, 4, 5)]
+    assert loaded == [0x1C3, 0x1C7, 0x1CB, 0x1CF]
     assert designation(0x4000, ESA) == 0x8000_41FF
 
 
 def test_layouts_cover_what_linux_calls_pmd_pud_and_pgdir() -> None:
     assert [LAYOUTS[4].span_of(level) for level in range(4)] == [1 << 42, 1 << 31, 1 << 20, 1 << 12]
     assert [LAYOUTS[4].table_bytes_of(level) for level in range(4)] == [16384, 16384, 16384, 2048]
-    assert [LAYOUTS[n].shifts for n in (2, 3)] == [(20, 12), (31, 20, 12)]
+    assert [LAYOUTS[n].shifts for n in (2, 3, 5)] == [(20, 12), (31, 20, 12), (53, 42, 31, 20, 12)]
     assert [ESA.span_of(0), ESA.table_bytes_of(0), ESA.table_bytes_of(1)] == [1 << 20, 8192, 1024]
 
 
