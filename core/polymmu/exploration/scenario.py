@@ -106,6 +106,7 @@ class Explored:
                 arch,
                 kernel.shape,
                 kernel.ops,
+                arch.ops,
                 self.sched.budgets,
                 self,
                 file,

@@ -65,8 +65,8 @@ def batch_capacity(kernel: ArchKernel) -> int:
 
 
 def table_batch_capacity(kernel: ArchKernel) -> int:
-    """Tables one batch page holds: its header, with what RCU needs, takes three words."""
-    return kernel.shape.layout.page_size // 8 - 3
+    """Tables one batch page holds: its header, with what RCU needs, takes three words. A machine may have it smaller."""
+    return kernel.description.kernel.table_batch or kernel.shape.layout.page_size // 8 - 3
 
 
 # ------------------------------------------------------------------ the generation
@@ -171,8 +171,7 @@ class LinkedGather:
         if not tlb.tables and tables_need_rcu(tlb.mm):
             tlb.table_batch = alloc_page(kernel, "table_batch", zero=False)
             if tlb.table_batch < 0:
-                self.tlb_table_invalidate(tlb)
-                self.remove_table_one(tlb, level, table)
+                self.no_batch(tlb, level, table)
                 return
         tlb.tables.append((level, table))
         if len(tlb.tables) >= table_batch_capacity(kernel):
@@ -183,8 +182,13 @@ class LinkedGather:
         """Walk caches must not lead to a table when it is freed or begins to wait for RCU (2018, 2020)."""
         tlb_flush_mmu_tlbonly(tlb)
 
+    def no_batch(self, tlb: mmu_gather, level: int, table: int) -> None:
+        """There is no page to queue tables in: this one goes now."""
+        self.tlb_table_invalidate(tlb)
+        self.remove_table_one(tlb, level, table)
+
     def remove_table_one(self, tlb: mmu_gather, level: int, table: int) -> None:
-        """No page to queue a table in: once every CPU took an interrupt, none is in a walk that had them off.
+        """Once every CPU took an interrupt, none is in a walk that had them off.
 
         That is no grace period: a reader with interrupts on is not waited for.
         """
