@@ -240,6 +240,10 @@ class Machine:
         """The task that calls this leaves its mm, as exit does; the last user takes it down."""
         self._programs[self._tasks().context].use(None)
 
+    def leave_mm(self) -> None:
+        """The task that calls this leaves its mm, of which somebody else is a user in its place from now on."""
+        self._programs[self._tasks().context].mm = None
+
     def work(self, cycles: int) -> None:
         """The task that calls this computes for ``cycles`` without memory."""
         self._tasks().user(lambda: cycles)

@@ -31,6 +31,7 @@ class TablesAtOnce(LinkedGather):
     wrong = "INV-WALK: a CPU that keeps the mm lazily walks on"
 
     def tlb_remove_table(self, tlb: mmu_gather, level: int, table: int) -> None:
+        self.kernel.sched.point("read", ("mm_users", tlb.mm.slot))
         if tables_need_rcu(tlb.mm) and tlb.mm.mm_users < 2:
             self.kernel.ops.table_free(tlb.mm, level, table)
         else:

@@ -23,6 +23,7 @@ from polymmu.machine import Machine
 from polymmu.mm.mm import leave_lazy_tlb
 from polymmu.sanitize.state import State
 from polymmu.sanitize.violation import Violation
+from polymmu.sched.access import Mode
 from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
 from polymmu.workload.scenario import ScenarioRun, Stop
 
@@ -86,6 +87,8 @@ class Explored:
         self.sanitizer.only_watcher()
         for name in EVENT_NAMES:
             setattr(kernel.events, name, _silent(self.sched, getattr(kernel.events, name)))
+        for name in ("pages_freed", "table_returned"):
+            setattr(kernel.events, name, _looks_at_tlbs(self.sched, getattr(kernel.events, name)))
         for judge in self.sanitizer.judges:
             if isinstance(judge, State):
                 judge.eager = (
@@ -162,6 +165,17 @@ class Explored:
         for cpu in self.machine.kernel.cpus:
             if self.sched.in_user_mode(cpu):
                 self.sanitizer.to_user(cpu)
+
+
+def _looks_at_tlbs(sched: ExploringSched, event: Callable[..., None]) -> Callable[..., None]:
+    """``event``, at which judges look for what leads to freed memory: whether a flush came before or not matters."""
+
+    def tell(*args: object) -> None:
+        event(*args)
+        for cpu in sched.cpus:
+            sched.did(Mode.READ, ("tlb", cpu.index))
+
+    return tell
 
 
 def _silent(sched: ExploringSched, event: Callable[..., None]) -> Callable[..., None]:

@@ -96,8 +96,11 @@ class FlushWatcher:
         self.other = other
 
     def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
-        """See ``Watcher``."""
-        self.sched.did(Mode.WRITE, ("tlb", cpu.index))
+        """See ``Watcher``. What is done to another CPU is seen there: a run of such flushes is one operation."""
+        sched = self.sched
+        if sched.runs_tasks and cpu is not sched.cpu and not sched.is_at("flush", (start, end)):
+            sched.point("flush", (start, end))
+        sched.did(Mode.WRITE, ("tlb", cpu.index))
         self.other.before_invalidate(cpu, asid, start, end)
 
     def after_invalidate(self, cpu: Cpu, dropped: int) -> None:
@@ -136,10 +139,15 @@ def _visible(
 
     def about_to_take(mm: mm_struct, addr: int, ptep: int, n: int) -> None:
         about_to_write(ptep, n)
+        hardware_fetches(mm, addr, n)
+
+    def hardware_fetches(mm: mm_struct, addr: int, n: int) -> None:
         if not speculate or not sched.runs_tasks:
             return
         for cpu in kernel.cpus:
+            sched.did(Mode.READ, ("runs", cpu.index))
             if kernel.active_mm[cpu.index] is mm and cpu.space == mm.serial:
+                sched.did(Mode.READ, ("tlb", cpu.index))
                 for page in range(n):
                     cpu.speculate(addr + (page << shift))
 
@@ -165,10 +173,7 @@ def _visible(
 
     def clear_entry(mm: mm_struct, level: int, addr: int, entry: int) -> None:
         sched.point("write", entry)
-        if speculate and sched.runs_tasks:
-            for cpu in kernel.cpus:
-                if kernel.active_mm[cpu.index] is mm and cpu.space == mm.serial:
-                    cpu.speculate(addr)
+        hardware_fetches(mm, addr, 1)
         ops.clear_entry(mm, level, addr, entry)
 
     def populate(mm: mm_struct, level: int, addr: int, entry: int, table: int) -> None:

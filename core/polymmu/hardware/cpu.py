@@ -285,15 +285,20 @@ class Cpu:
         return pieces
 
     def speculate(self, va: int) -> None:
-        """Fetch the translation of ``va`` for a load, as hardware may at any time; a fault is nobody's business."""
+        """Fetch the translation of ``va`` for a load, as hardware may at any time; a fault is nobody's business.
+
+        Nor does one drop anything then: that comes with the exception.
+        """
         self._view[at.RESUME] = 0
+        drops, self._view[at.FAULT_DROPS] = self._view[at.FAULT_DROPS], 0
         self._one_op[0], self._one_address[0] = Access.LOAD, signed(va)
         words, ram = self._words, self.ram.words
         while not replay(self._one_op, self._one_address, self._one_size, 0, 1, words, self._seen, ram):
             if self._view[at.STATUS] != at.GROW:
                 self._view[at.RESUME] = 0
-                return
+                break
             self._seen = grow(self._seen, self._words)
+        self._view[at.FAULT_DROPS] = drops
 
     def _checked(self, va: int, size: int) -> None:
         if va < 0 or size < 0 or va + size > 1 << 64:

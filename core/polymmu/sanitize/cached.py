@@ -35,6 +35,10 @@ class Suspect:
         """Which entry it is."""
         return int(self.entry[0])
 
+    def in_tlb(self, cpu: Cpu) -> bool:
+        """Whether it is in one of the TLBs of ``cpu``, else in a walk cache."""
+        return bool(cpu.words[int(self.entry[1]) + D_HOLDS])
+
     @property
     def translation(self) -> tuple[int, int]:
         """What it says: the address, and where that leads."""
@@ -46,7 +50,8 @@ class FreedFrames(Judge):
 
     When frames are freed, every cached entry that leads to one becomes a suspect, no more, for fast mode frees first
     and flushes later. It is guilty if it is still there, and usable, when its CPU next runs user code. A root that a
-    CPU has loaded must never be freed: the hardware may walk from it at any time.
+    CPU has loaded must never be freed: the hardware may walk from it at any time. For the same reason a walk cache of
+    another CPU that keeps an mm lazily is guilty at once: nothing else will ever use it.
     """
 
     def __init__(self, bench: Bench) -> None:
@@ -78,11 +83,20 @@ class FreedFrames(Judge):
             if found:
                 known = {suspect.place for suspect in self.suspects[cpu.index]}
                 rows = self._out[: found * COLUMNS_OUT].reshape(found, COLUMNS_OUT)
-                self.suspects[cpu.index] += [
+                fresh = [
                     Suspect(row.copy(), self._freed(row, low, high))
                     for row in rows
                     if int(row[0]) not in known
                 ]
+                self.suspects[cpu.index] += fresh
+                if self.kernel.lazy >> cpu.index & 1 and cpu is not self.kernel.sched.cpu:
+                    self._judge_lazy(cpu, fresh)
+
+    def _judge_lazy(self, cpu: Cpu, fresh: list[Suspect]) -> None:
+        """``cpu`` runs no program, but may walk from where its walk caches lead."""
+        for suspect in fresh:
+            if not suspect.in_tlb(cpu) and what_became_of(cpu.words, suspect.entry) == 2:
+                self._accuse(cpu, suspect, "keeps an mm lazily")
 
     def _freed(self, row: NDArray[np.int64], low: int, high: int) -> Happened:
         leads_to = int(row[3])
@@ -112,11 +126,10 @@ class FreedFrames(Judge):
                 self._accuse(cpu, suspect)
         self.suspects[cpu.index] = left
 
-    def _accuse(self, cpu: Cpu, suspect: Suspect) -> None:
+    def _accuse(self, cpu: Cpu, suspect: Suspect, does: str = "runs on") -> None:
         va = int(suspect.entry[5]) & WORD
-        in_tlb = bool(cpu.words[int(suspect.entry[1]) + D_HOLDS])
-        name, holder = ("INV-TLB", "TLB") if in_tlb else ("INV-WALK", "walk cache")
-        self.bench.tell(name, suspect.freed, f"CPU {cpu.index} runs on, its {holder} leads there for {va:#x}")
+        name, holder = ("INV-TLB", "TLB") if suspect.in_tlb(cpu) else ("INV-WALK", "walk cache")
+        self.bench.tell(name, suspect.freed, f"CPU {cpu.index} {does}, its {holder} leads there for {va:#x}")
 
     def finish(self) -> None:
         for cpu in self.kernel.cpus:

@@ -1,6 +1,7 @@
 """Run a scenario: the setup on CPU 0, then every task on its CPU, all at once in virtual time.
 
 A task is a user of its mm, whichever other mms it visits: the mm goes down when the last of its tasks exits or ends.
+Before its tasks begin the scenario itself is its user, and hands that over to them.
 All that is left then (mms without a task, files) is given up on CPU 0, so a run ends with nothing left; if something
 is, the report says so as a finding.
 
@@ -76,6 +77,8 @@ class ScenarioRun:
         self.pmd_span = layout.span_of(layout.pmd_level)
         self.frames_before = frames_held(machine.kernel)
         self.mms: dict[str, Mm] = {}
+        self.held: set[str] = set()
+        """Mms of which the scenario itself is a user: those without a task, or whose task left it that."""
         self.tasks: dict[str, int] = {}
         """How many tasks each mm has that has not gone down."""
         self.files: dict[str, FileHandle] = {}
@@ -105,6 +108,21 @@ class ScenarioRun:
                 self.tasks[plan.mm] += 1
             task = TaskRun(self, self.machine.cpus[index], plan.mm, f"cpus.{name}")
             self.machine.spawn(f"task {name}", index, mm, partial(task.run, plan))
+        for name, tasks in self.tasks.items():
+            if tasks:
+                self.hand_over(name)
+
+    def hand_over(self, name: str) -> None:
+        """The mm has other users than the scenario: they take it down."""
+        self.held.remove(name)
+        self.mms[name].checked().mm_users -= 1
+
+    def take_over(self, name: str) -> None:
+        """A task of the mm ends and leaves its use of it to the scenario."""
+        self.machine.leave_mm()
+        if name in self.held:
+            self.mms[name].checked().mm_users -= 1
+        self.held.add(name)
 
     def give_up(self) -> None:
         """Drop what the setup and the tasks left, and see that nothing stays."""
@@ -117,10 +135,13 @@ class ScenarioRun:
             raise Stop(f"at the end {'; '.join(left)}")
 
     def end(self, name: str) -> None:
-        """Take down an mm that has no task any more."""
+        """An mm has no task any more: it has gone down with the last one, or does now."""
         del self.tasks[name]
         self.devices.pop(name, None)
-        self.mms.pop(name).exit()
+        mm = self.mms.pop(name)
+        if name in self.held:
+            self.held.remove(name)
+            mm.exit()
 
     def length(self, span: str) -> int:
         """Bytes of a span on this machine."""
@@ -148,9 +169,13 @@ class TaskRun:
             self._leave()
         elif self.own:
             self.machine.work(0)
+            self.run_of.take_over(self.own)
 
     def _leave(self) -> None:
         """This task gives its mm up, the last one takes it down."""
+        if self.run_of.lingering and self.own:
+            struct = self.run_of.mms[self.own].checked()
+            self.machine.kernel.sched.point("write", ("mm_users", struct.slot))
         self.machine.exit_mm()
         own, self.own = self.own, ""
         if own:
@@ -198,6 +223,7 @@ class TaskRun:
             raise UserMistake(f"there is an mm '{name}' already")
         self.run_of.mms[name] = self.machine.new_mm()
         self.run_of.tasks[name] = 0
+        self.run_of.held.add(name)
 
     def _file(self, what: Any) -> None:
         if what.name in self.run_of.files:
@@ -256,6 +282,7 @@ class TaskRun:
             raise UserMistake(f"there is an mm '{what.child}' already")
         self.run_of.mms[what.child] = self._mm_of(what).fork()
         self.run_of.tasks[what.child] = 0
+        self.run_of.held.add(what.child)
 
     def _exit(self, what: Any) -> None:
         if not what.mm or what.mm == self.own:
