@@ -87,7 +87,7 @@ class Explored:
         self.sanitizer.only_watcher()
         for name in EVENT_NAMES:
             setattr(kernel.events, name, _silent(self.sched, getattr(kernel.events, name)))
-        for name in ("pages_freed", "table_returned"):
+        for name in ("pages_freed", "table_returned", "zap_finds", "gather_end"):
             setattr(kernel.events, name, _looks_at_tlbs(self.sched, getattr(kernel.events, name)))
         for judge in self.sanitizer.judges:
             if isinstance(judge, State):
@@ -168,7 +168,7 @@ class Explored:
 
 
 def _looks_at_tlbs(sched: ExploringSched, event: Callable[..., None]) -> Callable[..., None]:
-    """``event``, at which judges look for what leads to freed memory: whether a flush came before or not matters."""
+    """``event``, at which judges look at what is cached: whether a flush came before or not matters."""
 
     def tell(*args: object) -> None:
         event(*args)

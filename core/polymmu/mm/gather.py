@@ -384,3 +384,5 @@ def tlb_flush_mmu(tlb: mmu_gather) -> None:
 def tlb_finish_mmu(tlb: mmu_gather, start: int, end: int) -> None:
     """End a gather that worked in [start, end): last flush and free, then its batch pages go."""
     strategy_of(tlb.mm).tlb_finish_mmu(tlb, start, end)
+    kernel: ArchKernel = tlb.mm.kernel
+    kernel.events.gather_end(tlb.mm)

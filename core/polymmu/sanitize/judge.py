@@ -83,6 +83,10 @@ class Bench(Observer):
         else:
             self.own_tables.get(mm.serial, set()).discard(table)
 
+    def is_shared(self, mm: mm_struct) -> bool:
+        """Whether several are, or may be, in the middle of changing ``mm``."""
+        return self._calls.get(mm.serial, 0) + self._truncations > 1
+
     def is_settled(self, mm: mm_struct) -> bool:
         """Whether nobody is in the middle of changing ``mm``: what it says now is what everybody must see."""
         return (

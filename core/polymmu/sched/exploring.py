@@ -482,6 +482,9 @@ class ExploringSched(TaskSched):
 
     def user(self, work: Callable[[], int], more: int = 0) -> None:
         self.point("user", None)
+        self.did(Mode.READ, ("tlb", self.cpu.index))  # what it holds may be used now
+        if self.after_step is not None and self._picker is not None:
+            self.after_step()
         self.clock[self.cpu.index] += work()
 
     def trap(self, handler: Callable[[], None]) -> None:
