@@ -584,10 +584,9 @@ class Mm:
 
     def mappings(self) -> list[tuple[int, int, str]]:
         """(start, end, rights) of every mapping, ascending."""
-        mm = self._enter()
         return [
-            (vma.vm_start, vma.vm_end, "".join(c for c, bit in RIGHTS.items() if vma.vm_flags & bit))
-            for vma in mm.vmas.values()
+            (start, end, "".join(c for c, bit in RIGHTS.items() if flags & bit))
+            for start, end, flags in mm_life.show_map(self._enter())
         ]
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from polymmu.mm.frames import put_run
 from polymmu.mm.gather import LinkedGather, tables_need_rcu
 from polymmu.structs import mmu_gather
+from polymmu_history.ops_bugs import users_of
 
 __all__ = ["GATHER_BUGS"]
 
@@ -31,8 +32,7 @@ class TablesAtOnce(LinkedGather):
     wrong = "INV-WALK: a CPU that keeps the mm lazily walks on"
 
     def tlb_remove_table(self, tlb: mmu_gather, level: int, table: int) -> None:
-        self.kernel.sched.point("read", ("mm_users", tlb.mm.slot))
-        if tables_need_rcu(tlb.mm) and tlb.mm.mm_users < 2:
+        if tables_need_rcu(tlb.mm) and users_of(tlb.mm) < 2:
             self.kernel.ops.table_free(tlb.mm, level, table)
         else:
             super().tlb_remove_table(tlb, level, table)

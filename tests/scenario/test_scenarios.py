@@ -17,14 +17,20 @@ import yaml
 from polymmu import Machine, plugins
 from polymmu.cli.main import main
 from polymmu.cli.schema import scenario_schema
-from polymmu.description.load_scenario import load_scenario_text
+from polymmu.description.load_scenario import load_scenario, load_scenario_text
 from polymmu.description.scenario import bytes_of
 from polymmu.errors import UserMistake
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "polymmu_scenarios").glob("*.yaml"))
 MACHINES = ("ia64", "ppc64", "ppc64-64k", "s390", "s390-31", "sparc64", "x86", "x86-pae", "x86_64")
 
-PLACES = [(path, name) for path in SHIPPED for name in (("x86_64",) if path.stem[0].isdigit() else MACHINES)]
+PLACES = [
+    (path, name)
+    for path in SHIPPED
+    for name in (
+        (load_scenario(str(path)).scenario.arches or ("x86_64",))[-1:] if path.stem[0].isdigit() else MACHINES
+    )
+]
 """The gallery's entries are explored on every architecture (``tests.explore.test_gallery``)."""
 
 PLAIN = """\

@@ -108,10 +108,7 @@ class Emptied(Judge):
             each
             for each in suspects
             if each.cpu is not cpu
-            or (
-                self._runs(cpu, each.mm)
-                and self._is_stale(cpu, each.page, each.page + self.page_size)
-            )
+            or (self._runs(cpu, each.mm) and self._is_stale(cpu, each.page, each.page + self.page_size))
         ]
 
     def _is_stale(self, cpu: Cpu, start: int, end: int) -> bool:

@@ -279,7 +279,9 @@ class ExploringSched(TaskSched):
         if task.in_context and self._on_cpu[task.cpu] is not task:
             self._on_cpu[task.cpu] = task
             if task.switched_to is not None:
-                self._did.append((("runs", task.cpu), Mode.WRITE))  # from now on hardware may fetch what it maps
+                self._did.append(
+                    (("runs", task.cpu), Mode.WRITE)
+                )  # from now on hardware may fetch what it maps
                 task.switched_to()
 
     # ------------------------------------------------------------------ who goes on

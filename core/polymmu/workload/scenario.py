@@ -1,7 +1,7 @@
 """Run a scenario: the setup on CPU 0, then every task on its CPU, all at once in virtual time.
 
 A task is a user of its mm, whichever other mms it visits: the mm goes down when the last of its tasks exits or ends.
-Before its tasks begin the scenario itself is its user, and hands that over to them.
+Before its tasks begin the scenario itself is its user, and hands that over to them, unless one visits other mms.
 All that is left then (mms without a task, files) is given up on CPU 0, so a run ends with nothing left; if something
 is, the report says so as a finding.
 
@@ -109,13 +109,9 @@ class ScenarioRun:
             task = TaskRun(self, self.machine.cpus[index], plan.mm, f"cpus.{name}")
             self.machine.spawn(f"task {name}", index, mm, partial(task.run, plan))
         for name, tasks in self.tasks.items():
-            if tasks:
-                self.hand_over(name)
-
-    def hand_over(self, name: str) -> None:
-        """The mm has other users than the scenario: they take it down."""
-        self.held.remove(name)
-        self.mms[name].checked().mm_users -= 1
+            if tasks and not any(visits(plan) for plan in self.scenario.cpus.values() if plan.mm == name):
+                self.held.remove(name)
+                self.mms[name].checked().mm_users -= 1
 
     def take_over(self, name: str) -> None:
         """A task of the mm ends and leaves its use of it to the scenario."""
@@ -146,6 +142,11 @@ class ScenarioRun:
     def length(self, span: str) -> int:
         """Bytes of a span on this machine."""
         return bytes_of(span, self.machine.page_size, self.pmd_span)
+
+
+def visits(plan: CpuPlan) -> bool:
+    """Whether a task acts on another mm than its own, which it is no user of while it is there."""
+    return any(getattr(step.what, "mm", "") not in ("", plan.mm) for step in plan.do)
 
 
 class TaskRun:
@@ -292,6 +293,9 @@ class TaskRun:
         if self.run_of.tasks[what.mm]:
             raise UserMistake(f"mm '{what.mm}' belongs to the tasks that run in it; let them exit")
         self.run_of.end(what.mm)
+
+    def _read_maps(self, what: Any) -> None:
+        self._mm_of(what).mappings()
 
     def _load(self, what: Any) -> None:
         self._in(what).load(self.run_of.length(what.at), 1)
