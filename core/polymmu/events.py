@@ -75,7 +75,7 @@ class Observer:
         """A table covering [start, end) was cut from its parent: walk caches may still reach it."""
 
     def zap_finds(self, mm: Any, start: int, end: int) -> None:
-        """A zap looks at the entries of [start, end) for the first time, under their table's lock; none is cleared yet."""
+        """A zap first looks at the entries of [start, end), under their table's lock; it has cleared none yet."""
 
     # --- gather and flushes
     def gather_end(self, mm: Any) -> None:

@@ -15,7 +15,7 @@ from polymmu_history.clusters import ReschedulingScan
 from polymmu_history.freeing import ClearPageRange, ClearPageTables
 from polymmu_history.freeing_bugs import FREEING_BUGS
 from polymmu_history.gather import PercpuGather, StackGather, StackPostedGather
-from polymmu_history.gather_bugs import GATHER_BUGS
+from polymmu_history.gather_bugs import GATHER_BUGS, ZAP_BUGS
 from polymmu_history.linked import Linked30Gather, Linked38Gather, Linked315Gather, Linked413Gather
 from polymmu_history.mremap import Extents32, Extents49, Extents2615, OnePage, OnePageUnlocked
 from polymmu_history.ops_bugs import OPS_BUGS
@@ -48,7 +48,7 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
             **FREEING_BUGS,
         },
         "page_table_lock": {"mm": MmTableLock},
-        "unmap_vmas": {"blocks": ZapBlocks, "zap-work": ZapWork2005},
+        "unmap_vmas": {"blocks": ZapBlocks, "zap-work": ZapWork2005, **ZAP_BUGS},
         "truncate": {
             "no-break": NoBreak,
             "restart-vma": RestartVma,

@@ -1,4 +1,4 @@
-"""Known bugs of gathering, each one step of today's gather left out or done wrong; by their numbers in the gallery."""
+"""Known bugs of gathering and zapping, each one step of today's left out or done wrong; by number in the gallery."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from polymmu.mm.frames import put_run
+from polymmu.mm.frames import put_pages, put_run
 from polymmu.mm.gather import LinkedGather, tables_need_rcu
-from polymmu.structs import mmu_gather
+from polymmu.mm.hugetlb import flush_huge_pages, order_in, take_huge_pages
+from polymmu.mm.zap import ZapDetails, ZapWork
+from polymmu.structs import mmu_gather, vm_area_struct
 from polymmu_history.ops_bugs import users_of
 
-__all__ = ["GATHER_BUGS"]
+__all__ = ["GATHER_BUGS", "ZAP_BUGS"]
 
 
 class FlushesItsOwnOnly(LinkedGather):
@@ -69,6 +71,26 @@ class NoBatching(LinkedGather):
         return False
 
 
+class FreesHugePagesFirst(ZapWork):
+    """21: huge pages are freed as their entries go, and flushed at the end."""
+
+    since = "mended 2.6.19"
+    wrong = "INV-TLB: a TLB leads to a freed page"
+
+    def unmap_huge(
+        self, tlb: mmu_gather, vma: vm_area_struct, start: int, end: int, details: ZapDetails | None
+    ) -> None:
+        n = 0
+        tlb.mm.page_table_lock.lock()
+        for pfn in take_huge_pages(vma, start, end, details.check_mapping if details is not None else None):
+            put_pages(self.kernel, pfn, order_in(vma))
+            n += 1
+        tlb.mm.page_table_lock.unlock()
+        if n:
+            flush_huge_pages(vma, start, end, n)
+
+
+ZAP_BUGS: Mapping[str, type[ZapWork]] = {"bug-21": FreesHugePagesFirst}
 GATHER_BUGS: Mapping[str, type[LinkedGather]] = {
     "bug-24": FlushesItsOwnOnly,
     "bug-25": TablesAtOnce,

@@ -65,7 +65,7 @@ def batch_capacity(kernel: ArchKernel) -> int:
 
 
 def table_batch_capacity(kernel: ArchKernel) -> int:
-    """Tables one batch page holds: its header, with what RCU needs, takes three words. A machine may have it smaller."""
+    """Tables one batch holds: what a machine says, or a page; its header, with what RCU needs, takes three words."""
     return kernel.description.kernel.table_batch or kernel.shape.layout.page_size // 8 - 3
 
 

@@ -2,8 +2,8 @@
 
 A step that an architecture got wrong, or did otherwise, is a subclass of ``OwnOps`` with a method of a hook's name:
 that method answers the hook, and ``own`` has the answers it stands in for. It is chosen by name like any other
-deviation (``kernel: {ops: NAME}``, offered by ``kernel_variants``), lives in a plugin, and needs no architecture's code.
-What is asked once, when the machine is made (the group ``shape``), cannot be replaced.
+deviation (``kernel: {ops: NAME}``, offered by ``kernel_variants``), lives in a plugin, and needs no architecture's
+code. What is asked once, when the machine is made (the group ``shape``), cannot be replaced.
 """
 
 from __future__ import annotations
