@@ -16,6 +16,7 @@ from polymmu.boot import TimedVectors
 from polymmu.description.load_scenario import ScenarioFile
 from polymmu.errors import UserMistake
 from polymmu.events import EVENT_NAMES, Events
+from polymmu.exploration.flushes import FlushWatcher, depend_on_flushes
 from polymmu.exploration.restore import Saved
 from polymmu.exploration.schedule import Recorder, Schedule
 from polymmu.exploration.watch import watch
@@ -23,7 +24,6 @@ from polymmu.machine import Machine
 from polymmu.mm.mm import leave_lazy_tlb
 from polymmu.sanitize.state import State
 from polymmu.sanitize.violation import Violation
-from polymmu.sched.access import Mode
 from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
 from polymmu.workload.scenario import ScenarioRun, Stop
 
@@ -85,10 +85,12 @@ class Explored:
         # Counters and audits are nobody's business here: the referee alone listens.
         kernel.events = Events((self.sanitizer.bench, *self.sanitizer.judges))
         self.sanitizer.only_watcher()
+        watcher = FlushWatcher(kernel, self.sched, self.sanitizer)
+        for cpu in kernel.cpus:
+            cpu.watcher = watcher
         for name in EVENT_NAMES:
             setattr(kernel.events, name, _silent(self.sched, getattr(kernel.events, name)))
-        for name in ("pages_freed", "table_returned", "zap_finds", "gather_end"):
-            setattr(kernel.events, name, _looks_at_tlbs(self.sched, getattr(kernel.events, name)))
+        depend_on_flushes(kernel, self.sched)
         for judge in self.sanitizer.judges:
             if isinstance(judge, State):
                 judge.eager = (
@@ -110,6 +112,7 @@ class Explored:
                 kernel.shape,
                 kernel.ops,
                 arch.ops,
+                watcher,
                 self.sched.budgets,
                 self,
                 file,
@@ -165,17 +168,6 @@ class Explored:
         for cpu in self.machine.kernel.cpus:
             if self.sched.in_user_mode(cpu):
                 self.sanitizer.to_user(cpu)
-
-
-def _looks_at_tlbs(sched: ExploringSched, event: Callable[..., None]) -> Callable[..., None]:
-    """``event``, at which judges look at what is cached: whether a flush came before or not matters."""
-
-    def tell(*args: object) -> None:
-        event(*args)
-        for cpu in sched.cpus:
-            sched.did(Mode.READ, ("tlb", cpu.index))
-
-    return tell
 
 
 def _silent(sched: ExploringSched, event: Callable[..., None]) -> Callable[..., None]:

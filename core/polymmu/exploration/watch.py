@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
-from polymmu.hardware.cpu import Cpu, Watcher
+from polymmu.hardware.cpu import Cpu
 from polymmu.hardware.ram import Ram
 from polymmu.hooks import ArchKernel, ArchOps
 from polymmu.registry import HOOKS, Resolved
@@ -88,26 +88,6 @@ class WatchedCode(UserCode):
         return {place: entry for _, place, entry in path}
 
 
-class FlushWatcher:
-    """Tells that a CPU's TLB changes, and goes on to whoever else watches."""
-
-    def __init__(self, sched: ExploringSched, other: Watcher) -> None:
-        self.sched = sched
-        self.other = other
-
-    def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
-        """See ``Watcher``. What is done to another CPU is seen there: a run of such flushes is one operation."""
-        sched = self.sched
-        if sched.runs_tasks and cpu is not sched.cpu and not sched.is_at("flush", (start, end)):
-            sched.point("flush", (start, end))
-        sched.did(Mode.WRITE, ("tlb", cpu.index))
-        self.other.before_invalidate(cpu, asid, start, end)
-
-    def after_invalidate(self, cpu: Cpu, dropped: int) -> None:
-        """See ``Watcher``."""
-        self.other.after_invalidate(cpu, dropped)
-
-
 def watch(
     kernel: ArchKernel, sched: ExploringSched, programs: Sequence[UserCode], *, speculate: bool
 ) -> None:
@@ -117,9 +97,6 @@ def watch(
     ram.sched, ram.page_shift = sched, kernel.frames.page_shift
     for program in programs:
         program.__class__ = WatchedCode
-    for cpu in kernel.cpus:
-        assert cpu.watcher is not None
-        cpu.watcher = FlushWatcher(sched, cpu.watcher)
     ops = kernel.ops
     plain = {name: getattr(ops, name) for name in HOOKS}
     kernel.ops = cast(ArchOps, Resolved(plain | _visible(kernel, sched, ops, speculate)))
@@ -145,9 +122,8 @@ def _visible(
         if not speculate or not sched.runs_tasks:
             return
         for cpu in kernel.cpus:
-            sched.did(Mode.READ, ("runs", cpu.index))
+            sched.did(Mode.READ, ("runs", cpu.index, mm.slot))
             if kernel.active_mm[cpu.index] is mm and cpu.space == mm.serial:
-                sched.did(Mode.READ, ("tlb", cpu.index))
                 for page in range(n):
                     cpu.speculate(addr + (page << shift))
 
@@ -180,6 +156,12 @@ def _visible(
         sched.point("write", entry)
         ops.populate(mm, level, addr, entry, table)
 
+    def switch_mm(cpu: Cpu, prev: mm_struct | None, following: mm_struct) -> None:
+        ops.switch_mm(cpu, prev, following)
+        for mm in (prev, following):
+            if mm is not None:  # from now on hardware may fetch what it maps, or no more
+                sched.did(Mode.WRITE, ("runs", cpu.index, mm.slot))
+
     def gup_fast_begin(cpu: Any, mm: mm_struct) -> bool:
         sched.point("irq_off", cpu)
         return ops.gup_fast_begin(cpu, mm)
@@ -198,6 +180,7 @@ def _visible(
             set_access_flags,
             clear_entry,
             populate,
+            switch_mm,
             gup_fast_begin,
             gup_fast_end,
         )

@@ -299,6 +299,7 @@ def copy_pages(kernel: AnyKernel, source: int, into: int, n: int) -> None:
 
 def free_pages(kernel: AnyKernel, pfn: int, order: int) -> None:
     """Give back a block of 2**order frames, as a block."""
+    kernel.sched.frames_put(np.array((pfn,), dtype=np.int64))
     table = kernel.frames.table
     block = slice(pfn, pfn + (1 << order))
     if (table[REFCOUNT, block] != 1).any() or table[MAPCOUNT, block].any():

@@ -107,6 +107,9 @@ class FreedFrames(Judge):
         )
         return self.bench.now(f"{what} freed")
 
+    def suspects_on(self, cpu: Cpu) -> bool:
+        return bool(self.suspects[cpu.index])
+
     def after_invalidate(self, cpu: Cpu) -> None:
         suspects = self.suspects[cpu.index]
         if suspects:

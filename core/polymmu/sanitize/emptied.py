@@ -59,6 +59,9 @@ class Emptied(Judge):
     def gather_end(self, mm: mm_struct) -> None:
         self._guilty += self._open.pop(self.kernel.sched.context, ())
 
+    def suspects_on(self, cpu: Cpu) -> bool:
+        return any(each.cpu is cpu for found in (*self._open.values(), self._guilty) for each in found)
+
     def after_invalidate(self, cpu: Cpu) -> None:
         self._review(cpu)
 

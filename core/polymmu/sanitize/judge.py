@@ -107,6 +107,10 @@ class Judge(Observer):
     def to_user(self, cpu: Cpu) -> None:
         """``cpu`` is about to run user code: what it has cached may be used from now on."""
 
+    def suspects_on(self, cpu: Cpu) -> bool:
+        """Whether it makes a difference if ``cpu`` drops what it has cached before or after it runs user code."""
+        return False
+
     def before_invalidate(self, cpu: Cpu) -> None:
         """``cpu`` is about to drop translations."""
 

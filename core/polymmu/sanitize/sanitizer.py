@@ -66,6 +66,10 @@ class Sanitizer:
         """What is left of programs and files that should all be gone, a line each."""
         return check_balance(self.kernel, self.held)
 
+    def suspects(self, cpu: Cpu) -> bool:
+        """Whether some judge waits to see if ``cpu`` drops an entry before it runs user code."""
+        return any(judge.suspects_on(cpu) for judge in self.judges)
+
     # ------------------------------------------------------------------ what CPUs tell
     def to_user(self, cpu: Cpu) -> None:
         """``cpu`` is about to run user code."""

@@ -279,9 +279,6 @@ class ExploringSched(TaskSched):
         if task.in_context and self._on_cpu[task.cpu] is not task:
             self._on_cpu[task.cpu] = task
             if task.switched_to is not None:
-                self._did.append(
-                    (("runs", task.cpu), Mode.WRITE)
-                )  # from now on hardware may fetch what it maps
                 task.switched_to()
 
     # ------------------------------------------------------------------ who goes on
@@ -484,7 +481,7 @@ class ExploringSched(TaskSched):
 
     def user(self, work: Callable[[], int], more: int = 0) -> None:
         self.point("user", None)
-        self.did(Mode.READ, ("tlb", self.cpu.index))  # what it holds may be used now
+        self.did(Mode.READ, ("judged", self.cpu.index))
         if self.after_step is not None and self._picker is not None:
             self.after_step()
         self.clock[self.cpu.index] += work()
