@@ -1,8 +1,8 @@
 """What a flush has to do with what others do: judges, too, look at what CPUs have cached.
 
 A flush and the free of a frame commute, unless the flush drops an entry that leads there: had the free come first, it
-would have been too early. Nor does a flush commute with a zap of the same mm, which looks for what is unmapped and still
-cached, if it drops anything; and if it takes a suspect from a judge, not with what would have made that one guilty. With
+would have been too early. Nor does a flush that drops anything commute with a zap of the same mm, which looks for what
+is unmapped and still cached; nor one that takes a suspect from a judge, with what would have made that one guilty. With
 all else it does commute, which keeps executions few.
 """
 
