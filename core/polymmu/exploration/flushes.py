@@ -55,7 +55,7 @@ class FlushWatcher:
         for pfn in sorted({leads_to for _, _, leads_to in gone}):
             sched.did(Mode.READ, ("frame", pfn))
         if gone:
-            sched.did(Mode.READ, ("zaps", cpu.space))
+            sched.did(Mode.WRITE, ("zaps", cpu.space))
         if self._suspected:
             sched.did(Mode.WRITE, ("judged", cpu.index))
         self.sanitizer.after_invalidate(cpu, dropped)
@@ -83,7 +83,7 @@ def depend_on_flushes(kernel: ArchKernel, sched: ExploringSched) -> None:
 
     def finds(mm: mm_struct, start: int, end: int) -> None:
         zap_finds(mm, start, end)
-        sched.did(Mode.WRITE, ("zaps", mm.serial))
+        sched.did(Mode.READ, ("zaps", mm.serial))
 
     def ends(mm: mm_struct) -> None:
         gather_end(mm)
