@@ -125,6 +125,12 @@ def leave_lazy_mmu(mm: mm_struct) -> None:
 
 
 @hookimpl
+def tlb_flush(tlb: arch.mmu_gather) -> None:
+    """What the batch holds where a gather is full in lazy mode, below the table lock (2.6.22 to 2.6.39)."""
+    flush.flush_pending(flush.batch_of(tlb.mm))
+
+
+@hookimpl
 def flush_tlb_mm(mm: mm_struct) -> None:
     """Nothing: every update was flushed before its table lock was dropped (2.6.22). The same goes for the flushes
     that come down to this one by default.

@@ -23,7 +23,8 @@ from polymmu.hooks import ArchKernel
 from polymmu.mm import fault as mm_fault
 from polymmu.mm import frames
 from polymmu.mm import mm as mm_life
-from polymmu.registry import Arch
+from polymmu.mm.own_ops import OwnOps
+from polymmu.registry import HOOKS, Arch, replaced
 from polymmu.sched.driver import Sched
 from polymmu.sched.exploring import ExploringSched
 from polymmu.sched.timed import TimedSched
@@ -105,9 +106,18 @@ def boot_kernel(
     )
     kernel.sched.preemptible = description.kernel.preempt
     kernel.variants = variants.chosen(kernel)
+    kernel.ops = _with_steps_replaced(arch, kernel.variants.ops).ops
     mm_life.boot(kernel)
     kernel.events = Events(observers)
     return kernel
+
+
+def _with_steps_replaced(arch: Arch, ops: OwnOps) -> Arch:
+    """``arch`` with each hook that ``ops`` has a method for answered by that."""
+    for hook in HOOKS:
+        if hasattr(ops, hook):
+            arch = replaced(arch, hook, getattr(ops, hook))
+    return arch
 
 
 class Vectors:

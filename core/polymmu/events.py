@@ -74,7 +74,13 @@ class Observer:
     def table_unhooked(self, mm: Any, start: int, end: int) -> None:
         """A table covering [start, end) was cut from its parent: walk caches may still reach it."""
 
+    def zap_finds(self, mm: Any, start: int, end: int) -> None:
+        """A zap first looks at the entries of [start, end), under their table's lock; it has cleared none yet."""
+
     # --- gather and flushes
+    def gather_end(self, mm: Any) -> None:
+        """A gather is over: its last flush and its last free were."""
+
     def gather_flush(self, mm: Any, pages: int, tables: int) -> None:
         """A gather flushed the TLB and freed what it held."""
 

@@ -250,6 +250,10 @@ class Machine:
         """The task that calls this leaves its mm, as exit does; the last user takes it down."""
         self._programs[self._tasks().context].use(None)
 
+    def leave_mm(self) -> None:
+        """The task that calls this leaves its mm, of which somebody else is a user in its place from now on."""
+        self._programs[self._tasks().context].mm = None
+
     def work(self, cycles: int) -> None:
         """The task that calls this computes for ``cycles`` without memory."""
         self._tasks().user(lambda: cycles)
@@ -599,10 +603,9 @@ class Mm:
 
     def mappings(self) -> list[tuple[int, int, str]]:
         """(start, end, rights) of every mapping, ascending."""
-        mm = self._enter()
         return [
-            (vma.vm_start, vma.vm_end, "".join(c for c, bit in RIGHTS.items() if vma.vm_flags & bit))
-            for vma in mm.vmas.values()
+            (start, end, "".join(c for c, bit in RIGHTS.items() if flags & bit))
+            for start, end, flags in mm_life.show_map(self._enter())
         ]
 
 

@@ -21,6 +21,7 @@ from polymmu.mm.clusters import ClusterScan
 from polymmu.mm.gather import LinkedGather
 from polymmu.mm.interval_tree import IntervalTrees
 from polymmu.mm.move import Extents
+from polymmu.mm.own_ops import OwnOps
 from polymmu.mm.pgtables import VmaList
 from polymmu.mm.prio_tree import PrioTrees
 from polymmu.mm.ptlock import SplitTableLocks
@@ -47,6 +48,7 @@ VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
     "truncate": {"restart-count": RestartCount},
     "fault_recheck": {"cache": CacheRecheck},
     "mremap": {"extents": Extents},
+    "ops": {"own": OwnOps},
 }
 """The core's own, by axis and name."""
 
@@ -78,6 +80,7 @@ class Variants:
     truncate: RestartCount
     fault_recheck: CacheRecheck
     mremap: Extents
+    ops: OwnOps
 
 
 def chosen(kernel: ArchKernel) -> Variants:

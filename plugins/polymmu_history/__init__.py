@@ -15,8 +15,10 @@ from polymmu_history.clusters import ReschedulingScan
 from polymmu_history.freeing import ClearPageRange, ClearPageTables
 from polymmu_history.freeing_bugs import FREEING_BUGS
 from polymmu_history.gather import PercpuGather, StackGather, StackPostedGather
+from polymmu_history.gather_bugs import GATHER_BUGS, ZAP_BUGS
 from polymmu_history.linked import Linked30Gather, Linked38Gather, Linked315Gather, Linked413Gather
 from polymmu_history.mremap import Extents32, Extents49, Extents2615, OnePage, OnePageUnlocked
+from polymmu_history.ops_bugs import OPS_BUGS
 from polymmu_history.ptlock import MmTableLock
 from polymmu_history.recheck import CountRecheck, PageLockRecheck
 from polymmu_history.rmap_bugs import TRY_TO_UNMAP
@@ -39,6 +41,7 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
             "linked-3.8": Linked38Gather,
             "linked-3.15": Linked315Gather,
             "linked-4.13": Linked413Gather,
+            **GATHER_BUGS,
         },
         "free_pgtables": {
             "clear_page_tables": ClearPageTables,
@@ -50,6 +53,7 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
             "blocks": ZapBlocks,
             "zap-work": ZapWork2005,
             "bug-49b": UnmapsTheTableBefore,
+            **ZAP_BUGS,
         },
         "truncate": {
             "no-break": NoBreak,
@@ -70,4 +74,5 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
         "rmap_tree": {"list": VmaLists, "prio-narrow": NarrowPrioTrees},
         "try_to_unmap": TRY_TO_UNMAP,
         "cluster_scan": {"resched": ReschedulingScan},
+        "ops": OPS_BUGS,
     }

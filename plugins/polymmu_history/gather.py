@@ -95,8 +95,12 @@ class PercpuGather(ArrayGather):
             raise AssertionError(f"the gather of CPU {sched.cpu.index} is in use already")
         self.in_use[sched.cpu.index] = True
         tlb = self.begun(mmu_gather(mm, fullmm, []))
-        tlb.batches.append(GatherBatch(np.empty(tlb.limit or FREE_PTE_NR, dtype=np.int64), -1))
+        tlb.batches.append(GatherBatch(np.empty(self.capacity(tlb), dtype=np.int64), -1))
         return tlb
+
+    def capacity(self, tlb: mmu_gather) -> int:
+        """Pages of the array; a machine may have it smaller."""
+        return min(tlb.limit or FREE_PTE_NR, self.kernel.description.kernel.gather_batch)
 
     def more_room(self, tlb: mmu_gather) -> bool:
         """Made at once, whatever lock is held."""

@@ -130,7 +130,7 @@ class Linked30Gather(Linked38Gather):
 
     def tlb_flush(self, tlb: mmu_gather) -> None:
         tlb.start = tlb.end = 0
-        super().tlb_flush(tlb)
+        super(Linked38Gather, self).tlb_flush(tlb)  # there is no range that could end early
 
     def is_generic(self, tlb: mmu_gather) -> bool:
         return tables_need_rcu(tlb.mm)

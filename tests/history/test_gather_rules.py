@@ -205,4 +205,5 @@ def test_the_rules_see_a_flush_that_is_not_there() -> None:
 def test_a_plugin_offers_all_of_these(history: None) -> None:
     (_, plugin), *_rest = variants.plugins_installed()
     offered = plugin.kernel_variants()["gather"]  # type: ignore[attr-defined]
-    assert {*offered, *variants.VARIANTS["gather"]} == set(GENERATIONS)
+    generations = {name for name in offered if not name.startswith("bug-")}
+    assert {*generations, *variants.VARIANTS["gather"]} == set(GENERATIONS)

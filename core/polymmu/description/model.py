@@ -152,6 +152,7 @@ class KernelChoice:
     rmap_tree: str = variant("interval", "how a file's vmas are found by page: interval or prio, core's both")
     try_to_unmap: str = variant("flush-each", "how a page that goes out is taken out of its ptes")
     cluster_scan: str = variant("lockbreak", "how pages are taken out of nonlinear mappings")
+    ops: str = variant("own", "whose steps the core takes where it asks the architecture")
     table_free: str = field(
         default="auto",
         metadata=doc(
@@ -177,6 +178,10 @@ class KernelChoice:
     gather_batch: int = field(
         default=10_000,
         metadata=doc("pages a gather may hold before it must flush (Linux 3.8: about 10,000)", minimum=8),
+    )
+    table_batch: int = field(
+        default=0,
+        metadata=doc("tables a gather queues before they go to RCU; 0: as many as a page holds", minimum=0),
     )
     preempt: bool = field(
         default=True,

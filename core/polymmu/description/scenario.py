@@ -185,6 +185,13 @@ class Exit:
 
 
 @attrs.frozen(kw_only=True)
+class ReadMaps:
+    """Look at an address space's mappings, as /proc shows them: its reader is a user of it meanwhile."""
+
+    mm: str = own_mm()
+
+
+@attrs.frozen(kw_only=True)
 class Access:
     """One access of one byte, by user code."""
 
@@ -270,6 +277,9 @@ class Step:
     brk: Brk | None = field(default=None, metadata=doc("move the end of the heap"))
     fork: Fork | None = field(default=None, metadata=doc("make a child's address space"))
     exit: Exit | None = field(default=None, metadata=doc("give an address space up"))
+    read_maps: ReadMaps | None = field(
+        default=None, metadata=doc("look at the mappings, as /proc shows them")
+    )
     load: Access | None = field(default=None, metadata=doc("read a byte"))
     store: Access | None = field(default=None, metadata=doc("write a byte"))
     fetch: Access | None = field(default=None, metadata=doc("fetch an instruction"))

@@ -19,6 +19,7 @@ from polymmu.description.model import MachineDescription
 from polymmu.errors import UserMistake
 from polymmu.events import Events
 from polymmu.exploration.fields import SharedFields, watch_fields
+from polymmu.exploration.flushes import FlushWatcher, depend_on_flushes
 from polymmu.exploration.restore import Saved
 from polymmu.exploration.watch import silently, watch
 from polymmu.machine import Machine
@@ -116,8 +117,12 @@ class Explored:
         # Counters and audits are nobody's business here: the referee alone listens.
         kernel.events = Events((self.sanitizer.bench, *self.sanitizer.judges))
         self.sanitizer.only_watcher()
+        watcher = FlushWatcher(kernel, self.sched, self.sanitizer)
+        for cpu in kernel.cpus:
+            cpu.watcher = watcher
         for name in kernel.events.heard:
             setattr(kernel.events, name, silently(self.sched, getattr(kernel.events, name)))
+        depend_on_flushes(kernel, self.sched)
         for judge in self.sanitizer.judges:
             if isinstance(judge, State):
                 judge.eager = (
@@ -145,6 +150,8 @@ class Explored:
                 arch,
                 kernel.shape,
                 kernel.ops,
+                arch.ops,
+                watcher,
                 self.sched.budgets,
                 fields,
                 self,

@@ -195,6 +195,8 @@ def name_of(what: object) -> str:
     """How an operation's object is written."""
     if isinstance(what, int):
         return f"{what:#x}"
+    if isinstance(what, tuple):
+        return " ".join(name_of(part) for part in what)
     name = getattr(what, "name", None)
     if name is not None:
         return str(name)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from polymmu.hardware.cpu import Cpu, Watcher
+from polymmu.hardware.cpu import Cpu
 from polymmu.hardware.ram import Ram
 from polymmu.hooks import ArchKernel, ArchOps
 from polymmu.registry import HOOKS, Resolved
@@ -127,22 +127,6 @@ def silently(sched: ExploringSched, function: Callable[..., None]) -> Callable[.
     return look
 
 
-class FlushWatcher:
-    """Tells that a CPU's TLB changes, and goes on to whoever else watches."""
-
-    def __init__(self, sched: ExploringSched, other: Watcher) -> None:
-        self.sched = sched
-        self.before = silently(sched, other.before_invalidate)
-        self.after_invalidate = silently(sched, other.after_invalidate)
-
-    def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
-        """See ``Watcher``."""
-        if self.sched.buffers is not None:
-            self.sched.point("flush", cpu)
-        self.sched.did(Mode.WRITE, ("tlb", cpu.index))
-        self.before(cpu, asid, start, end)
-
-
 def watch(
     kernel: ArchKernel,
     sched: ExploringSched,
@@ -158,8 +142,6 @@ def watch(
     for program in programs:
         program.__class__ = WatchedCode
     for cpu in kernel.cpus:
-        assert cpu.watcher is not None
-        cpu.watcher = FlushWatcher(sched, cpu.watcher)
         if cpu.to_user is not None:
             cpu.to_user = silently(sched, cpu.to_user)
         cpu.__class__ = WatchedCpu
@@ -185,6 +167,9 @@ def _visible(
     def about_to_take(mm: mm_struct, addr: int, ptep: int, n: int) -> None:
         sched.atomic()
         about_to_write(ptep, n)
+        hardware_fetches(mm, addr, n)
+
+    def hardware_fetches(mm: mm_struct, addr: int, n: int) -> None:
         if not speculate or not sched.runs_tasks:
             return
         for page in range(n):
@@ -192,6 +177,7 @@ def _visible(
 
     def everybody_fetches(mm: mm_struct, addr: int, *, is_table: bool = False) -> None:
         for cpu in kernel.cpus:
+            sched.did(Mode.READ, ("runs", cpu.index, mm.slot))
             if shootdown:
                 sched.did(Mode.READ, ("root", cpu.index))
             if cpu.space == mm.serial:
@@ -244,6 +230,9 @@ def _visible(
         sched.switching(cpu, True)
         ops.switch_mm(cpu, prev, following)
         sched.switching(cpu, False)
+        for mm in (prev, following):
+            if mm is not None:  # from now on hardware may fetch what it maps, or no more
+                sched.did(Mode.WRITE, ("runs", cpu.index, mm.slot))
 
     def gup_fast_begin(cpu: Any, mm: mm_struct) -> bool:
         sched.point("irq_off", cpu)

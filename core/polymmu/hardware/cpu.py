@@ -286,26 +286,29 @@ class Cpu:
         return pieces
 
     def speculate(self, va: int) -> bool:
-        """Fetch the translation of ``va`` for a load, as hardware may at any time; a fault is nobody's business.
+        """Fetch the translation of ``va`` for a load, as hardware may at any time; whether there was one.
 
-        Whether there was one.
+        A fault is nobody's business, and drops nothing: that comes with the exception.
         """
         self._view[at.RESUME] = 0
+        drops, self._view[at.FAULT_DROPS] = self._view[at.FAULT_DROPS], 0
         self._one_op[0], self._one_address[0] = Access.LOAD, signed(va)
         words, ram = self._words, self.ram.words
         while not replay(self._one_op, self._one_address, self._one_size, 0, 1, words, self._seen, ram):
             if self._view[at.STATUS] != at.GROW:
                 self._view[at.RESUME] = 0
-                return False
+                break
             self._seen = grow(self._seen, self._words)
-        return True
+        else:
+            self._view[at.FAULT_DROPS] = drops
+            return True
+        self._view[at.FAULT_DROPS] = drops
+        return False
 
     def speculate_tables(self, va: int) -> None:
         """As ``speculate``; where no page is mapped, caches may have the tables on the way all the same."""
-        if self.speculate(va) or not self._view[at.FAULT_DROPS]:
-            return
-        self.speculate(va)  # this time from the root, for the fault dropped what there was
-        keep_upper(self._words, signed(va), self._view[at.FAULT_LEVEL])
+        if not self.speculate(va) and self._view[at.FAULT_DROPS]:
+            keep_upper(self._words, signed(va), self._view[at.FAULT_LEVEL])
 
     def _checked(self, va: int, size: int) -> None:
         if va < 0 or size < 0 or va + size > 1 << 64:

@@ -65,8 +65,8 @@ def batch_capacity(kernel: ArchKernel) -> int:
 
 
 def table_batch_capacity(kernel: ArchKernel) -> int:
-    """Tables one batch page holds: its header, with what RCU needs, takes three words."""
-    return kernel.shape.layout.page_size // 8 - 3
+    """Tables one batch holds: what a machine says, or a page; its header, with what RCU needs, takes three words."""
+    return kernel.description.kernel.table_batch or kernel.shape.layout.page_size // 8 - 3
 
 
 # ------------------------------------------------------------------ the generation
@@ -172,8 +172,7 @@ class LinkedGather:
         if not tlb.tables and tables_need_rcu(tlb.mm):
             tlb.table_batch = alloc_page(kernel, "table_batch", zero=False)
             if tlb.table_batch < 0:
-                self.tlb_table_invalidate(tlb)
-                self.remove_table_one(tlb, level, table)
+                self.no_batch(tlb, level, table)
                 return
         tlb.tables.append((level, table))
         if len(tlb.tables) >= table_batch_capacity(kernel):
@@ -184,8 +183,13 @@ class LinkedGather:
         """Walk caches must not lead to a table when it is freed or begins to wait for RCU (2018, 2020)."""
         tlb_flush_mmu_tlbonly(tlb)
 
+    def no_batch(self, tlb: mmu_gather, level: int, table: int) -> None:
+        """There is no page to queue tables in: this one goes now."""
+        self.tlb_table_invalidate(tlb)
+        self.remove_table_one(tlb, level, table)
+
     def remove_table_one(self, tlb: mmu_gather, level: int, table: int) -> None:
-        """No page to queue a table in: once every CPU took an interrupt, none is in a walk that had them off.
+        """Once every CPU took an interrupt, none is in a walk that had them off.
 
         That is no grace period: a reader with interrupts on is not waited for.
         """
@@ -382,3 +386,5 @@ def tlb_flush_mmu(tlb: mmu_gather) -> None:
 def tlb_finish_mmu(tlb: mmu_gather, start: int, end: int) -> None:
     """End a gather that worked in [start, end): last flush and free, then its batch pages go."""
     strategy_of(tlb.mm).tlb_finish_mmu(tlb, start, end)
+    kernel: ArchKernel = tlb.mm.kernel
+    kernel.events.gather_end(tlb.mm)

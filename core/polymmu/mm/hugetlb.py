@@ -36,8 +36,11 @@ from polymmu.structs import PG_ANON, PG_DIRTY, VM_SHARED, VM_WRITE, address_spac
 __all__ = [
     "change_huge_protection",
     "copy_hugetlb_page_range",
+    "flush_huge_pages",
     "hugetlb_fault",
+    "order_in",
     "populate_huge",
+    "take_huge_pages",
     "unmap_hugepage_range",
 ]
 
@@ -272,11 +275,26 @@ def unmap_hugepage_range(
 ) -> None:
     """Remove the huge pages of [start, end); ``mapping``: only those that are in its cache. May sleep."""
     mm = vma.vm_mm
+    mm.page_table_lock.lock()
+    removed = [*take_huge_pages(vma, start, end, mapping)]
+    if removed:
+        flush_huge_pages(vma, start, end, len(removed))
+    mm.page_table_lock.unlock()
+    for pfn in removed:
+        put_pages(mm.kernel, pfn, order_in(vma))
+
+
+def take_huge_pages(
+    vma: vm_area_struct, start: int, end: int, mapping: address_space | None
+) -> Iterator[int]:
+    """Take the entries of ``unmap_hugepage_range`` out, whose page table is locked; each one's first frame, still held.
+
+    They may be in TLBs until ``flush_huge_pages``.
+    """
+    mm = vma.vm_mm
     kernel: ArchKernel = mm.kernel
     frames, order, dirty = kernel.frames, order_in(vma), format_in(vma).dirty
-    removed = []
     kernel.ops.flush_cache_range(vma, start, end)
-    mm.page_table_lock.lock()
     for page, ptep, value in mapped_pages(mm, vma, start, end, "zap"):
         pfn = head_of(vma, value)
         if mapping is not None and frames.mapping[pfn] != mapping.slot + 1:
@@ -287,14 +305,16 @@ def unmap_hugepage_range(
             frames.flags[pfn] |= PG_DIRTY
         frames.mapcount[pfn] -= 1
         count_rss(mm, anon, -1 << order)
-        removed.append(pfn)
-    if removed:
-        kernel.events.entries_changed(mm, start, end, len(removed), "clear")
-        kernel.ops.flush_tlb_range(vma, start, end)
-        mmu_notifier_invalidate_range(mm, start, end)
-    mm.page_table_lock.unlock()
-    for pfn in removed:
-        put_pages(kernel, pfn, order)
+        yield pfn
+
+
+def flush_huge_pages(vma: vm_area_struct, start: int, end: int, n: int) -> None:
+    """``n`` entries of [start, end) were taken out: every TLB forgets them."""
+    mm = vma.vm_mm
+    kernel: ArchKernel = mm.kernel
+    kernel.events.entries_changed(mm, start, end, n, "clear")
+    kernel.ops.flush_tlb_range(vma, start, end)
+    mmu_notifier_invalidate_range(mm, start, end)
 
 
 def change_huge_protection(vma: vm_area_struct, start: int, end: int, prot: int) -> None:

@@ -27,7 +27,16 @@ from polymmu.sched.locks import Mutex, RwSem, Spinlock
 from polymmu.slab import Slab
 from polymmu.structs import address_space, anon_vma, mm_struct, vm_area_struct
 
-__all__ = ["activate", "boot", "enter_lazy_tlb", "exit_mmap", "leave_lazy_tlb", "mm_alloc", "mmput"]
+__all__ = [
+    "activate",
+    "boot",
+    "enter_lazy_tlb",
+    "exit_mmap",
+    "leave_lazy_tlb",
+    "mm_alloc",
+    "mmput",
+    "show_map",
+]
 
 
 def boot(kernel: ArchKernel) -> None:
@@ -189,6 +198,17 @@ def mmput(mm: mm_struct) -> None:
             _switch(kernel, cpu, mm, kernel.init_mm)
     mmdrop(mm)
     kernel.events.mm_call_end(mm, "exit")
+
+
+def show_map(mm: mm_struct) -> list[tuple[int, int, int]]:
+    """What /proc shows of ``mm``: (start, end, flags) of each vma. Whoever reads it is a user of the mm meanwhile."""
+    mm.kernel.sched.atomic()
+    mm.mm_users += 1
+    mm.mmap_lock.down_read()
+    rows = [(vma.vm_start, vma.vm_end, vma.vm_flags) for vma in mm.vmas.values()]
+    mm.mmap_lock.up_read()
+    mmput(mm)
+    return rows
 
 
 def _having(mm: mm_struct) -> list[Cpu]:

@@ -268,6 +268,8 @@ class ZapWork:
         rss = Rss()
         while done < n:
             lock = self.lock_table(mm, ptep)
+            if not done:
+                kernel.events.zap_finds(mm, addr, end)
             ops.enter_lazy_mmu(mm)
             full = dirty = False
             while done < n and not full:

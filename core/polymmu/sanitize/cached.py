@@ -30,6 +30,10 @@ class Suspect:
     entry: NDArray[np.int64]
     freed: Happened
 
+    def in_tlb(self, cpu: Cpu) -> bool:
+        """Whether it is in one of the TLBs of ``cpu``, else in a walk cache."""
+        return bool(cpu.words[int(self.entry[1]) + D_HOLDS])
+
     @property
     def translation(self) -> tuple[int, int]:
         """What it says: the address, and where that leads."""
@@ -41,7 +45,8 @@ class FreedFrames(Judge):
 
     When frames are freed, every cached entry that leads to one becomes a suspect, no more, for fast mode frees first
     and flushes later. It is guilty if it is still there, and usable, when its CPU next runs user code. A root that a
-    CPU has loaded must never be freed: the hardware may walk from it at any time.
+    CPU has loaded must never be freed: the hardware may walk from it at any time. For the same reason a walk cache of
+    another CPU that keeps an mm lazily is guilty at once: nothing else will ever use it.
     """
 
     def __init__(self, bench: Bench) -> None:
@@ -73,10 +78,20 @@ class FreedFrames(Judge):
             found = entries_to_free_frames(cpu.words, self._frames, shift, count, low, high, self._out)
             if found:
                 suspects = self.suspects[cpu.index]
+                fresh = []
                 for at, place in enumerate(self._out[: found * COLUMNS_OUT : COLUMNS_OUT].tolist()):
                     if place not in suspects:
                         row = self._out[at * COLUMNS_OUT : (at + 1) * COLUMNS_OUT].copy()
                         suspects[place] = Suspect(row, self._freed(row, low, high))
+                        fresh.append(suspects[place])
+                if self.kernel.lazy >> cpu.index & 1 and cpu is not self.kernel.sched.cpu:
+                    self._judge_lazy(cpu, fresh)
+
+    def _judge_lazy(self, cpu: Cpu, fresh: list[Suspect]) -> None:
+        """``cpu`` runs no program, but may walk from where its walk caches lead."""
+        for suspect in fresh:
+            if not suspect.in_tlb(cpu) and what_became_of(cpu.words, suspect.entry) == 2:
+                self._accuse(cpu, suspect, "keeps an mm lazily")
 
     def _freed(self, row: NDArray[np.int64], low: int, high: int) -> Happened:
         leads_to = int(row[3])
@@ -86,6 +101,9 @@ class FreedFrames(Judge):
             else f"frame {leads_to >> self.kernel.frames.page_shift}"
         )
         return self.bench.now(f"{what} freed")
+
+    def suspects_on(self, cpu: Cpu) -> bool:
+        return bool(self.suspects[cpu.index])
 
     def after_invalidate(self, cpu: Cpu) -> None:
         suspects = self.suspects[cpu.index]
@@ -108,11 +126,10 @@ class FreedFrames(Judge):
                 self._accuse(cpu, suspect)
         self.suspects[cpu.index] = left
 
-    def _accuse(self, cpu: Cpu, suspect: Suspect) -> None:
+    def _accuse(self, cpu: Cpu, suspect: Suspect, does: str = "runs on") -> None:
         va = int(suspect.entry[5]) & WORD
-        in_tlb = bool(cpu.words[int(suspect.entry[1]) + D_HOLDS])
-        name, holder = ("INV-TLB", "TLB") if in_tlb else ("INV-WALK", "walk cache")
-        self.bench.tell(name, suspect.freed, f"CPU {cpu.index} runs on, its {holder} leads there for {va:#x}")
+        name, holder = ("INV-TLB", "TLB") if suspect.in_tlb(cpu) else ("INV-WALK", "walk cache")
+        self.bench.tell(name, suspect.freed, f"CPU {cpu.index} {does}, its {holder} leads there for {va:#x}")
 
     def finish(self) -> None:
         for cpu in self.kernel.cpus:

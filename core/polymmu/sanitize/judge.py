@@ -83,6 +83,10 @@ class Bench(Observer):
         else:
             self.own_tables.get(mm.serial, set()).discard(table)
 
+    def is_shared(self, mm: mm_struct) -> bool:
+        """Whether several are, or may be, in the middle of changing ``mm``."""
+        return self._calls.get(mm.serial, 0) + self._truncations > 1
+
     def is_settled(self, mm: mm_struct) -> bool:
         """Whether nobody is in the middle of changing ``mm``: what it says now is what everybody must see."""
         return (
@@ -102,6 +106,10 @@ class Judge(Observer):
 
     def to_user(self, cpu: Cpu) -> None:
         """``cpu`` is about to run user code: what it has cached may be used from now on."""
+
+    def suspects_on(self, cpu: Cpu) -> bool:
+        """Whether it makes a difference if ``cpu`` drops what it has cached before or after it runs user code."""
+        return False
 
     def before_invalidate(self, cpu: Cpu) -> None:
         """``cpu`` is about to drop translations."""

@@ -16,6 +16,7 @@ from polymmu.hooks import ArchKernel
 from polymmu.sanitize.balance import check_balance, frames_held
 from polymmu.sanitize.cached import FreedFrames, LocklessWalks, LostRights
 from polymmu.sanitize.devices import DeviceEntries
+from polymmu.sanitize.emptied import Emptied
 from polymmu.sanitize.judge import Bench, Judge
 from polymmu.sanitize.progress import Progress
 from polymmu.sanitize.state import State
@@ -32,7 +33,7 @@ class Sanitizer:
         self.bench = Bench(kernel)
         self.judges: tuple[Judge, ...] = tuple(
             judge(self.bench)
-            for judge in (FreedFrames, LostRights, LocklessWalks, DeviceEntries, State, Progress)
+            for judge in (FreedFrames, Emptied, LostRights, LocklessWalks, DeviceEntries, State, Progress)
         )
         self.held = frames_held(kernel)
         kernel.events = Events((*kernel.events.observers, self.bench, *self.judges))
@@ -64,6 +65,10 @@ class Sanitizer:
     def balance(self) -> list[str]:
         """What is left of programs and files that should all be gone, a line each."""
         return check_balance(self.kernel, self.held)
+
+    def suspects(self, cpu: Cpu) -> bool:
+        """Whether some judge waits to see if ``cpu`` drops an entry before it runs user code."""
+        return any(judge.suspects_on(cpu) for judge in self.judges)
 
     # ------------------------------------------------------------------ what CPUs tell
     def to_user(self, cpu: Cpu) -> None:

@@ -563,6 +563,9 @@ class ExploringSched(SharedWords):
 
     def user(self, work: Callable[[], int], more: int = 0) -> None:
         self.point("user", None)
+        self.did(Mode.READ, ("judged", self.cpu.index))
+        if self.after_step is not None and self._picker is not None:
+            self.after_step()
         self.clock[self.cpu.index] += work()
         self._look_as_kernel()
 

@@ -1,6 +1,7 @@
 """Run a scenario: the setup on CPU 0, then every task on its CPU, all at once in virtual time.
 
 A task is a user of its mm, whichever other mms it visits: the mm goes down when the last of its tasks exits or ends.
+Before its tasks begin the scenario itself is its user, and hands that over to them, unless one visits other mms.
 All that is left then (mms without a task, files) is given up on CPU 0, so a run ends with nothing left; if something
 is, the report says so as a finding.
 
@@ -80,6 +81,8 @@ class ScenarioRun:
             self.units["huge"] = machine.huge_page_sizes[0]
         self.frames_before = frames_held(machine.kernel)
         self.mms: dict[str, Mm] = {}
+        self.held: set[str] = set()
+        """Mms of which the scenario itself is a user: those without a task, or whose task left it that."""
         self.tasks: dict[str, int] = {}
         """How many tasks each mm has that has not gone down."""
         self.files: dict[str, FileHandle] = {}
@@ -111,6 +114,17 @@ class ScenarioRun:
                 self.tasks[plan.mm] += 1
             task = TaskRun(self, self.machine.cpus[index], plan.mm, f"cpus.{name}")
             self.machine.spawn(task.name, index, mm, partial(task.run, plan))
+        for name, tasks in self.tasks.items():
+            if tasks and not any(visits(plan) for plan in self.scenario.cpus.values() if plan.mm == name):
+                self.held.remove(name)
+                self.mms[name].checked().mm_users -= 1
+
+    def take_over(self, name: str) -> None:
+        """A task of the mm ends and leaves its use of it to the scenario."""
+        self.machine.leave_mm()
+        if name in self.held:
+            self.mms[name].checked().mm_users -= 1
+        self.held.add(name)
 
     def give_up(self) -> None:
         """Drop what the setup and the tasks left, and see that nothing stays."""
@@ -123,10 +137,13 @@ class ScenarioRun:
             raise Stop(f"at the end {'; '.join(left)}")
 
     def end(self, name: str) -> None:
-        """Take down an mm that has no task any more."""
+        """An mm has no task any more: it has gone down with the last one, or does now."""
         del self.tasks[name]
         self.devices.pop(name, None)
-        self.mms.pop(name).exit()
+        mm = self.mms.pop(name)
+        if name in self.held:
+            self.held.remove(name)
+            mm.exit()
 
     def length(self, span: str) -> int:
         """Bytes of a span on this machine. Raises UserMistake where it has no huge pages."""
@@ -134,6 +151,11 @@ class ScenarioRun:
             return bytes_of(span, self.units)
         except KeyError:
             raise UserMistake(f"{span}: machine '{self.machine.name}' has no huge pages") from None
+
+
+def visits(plan: CpuPlan) -> bool:
+    """Whether a task acts on another mm than its own, which it is no user of while it is there."""
+    return any(getattr(step.what, "mm", "") not in ("", plan.mm) for step in plan.do)
 
 
 class TaskRun:
@@ -157,6 +179,8 @@ class TaskRun:
         sched = self.machine.kernel.sched
         if isinstance(sched, ExploringSched):
             sched.linger(self.own)
+            if self.own:
+                self.run_of.take_over(self.own)
         else:
             self._leave()
 
@@ -211,6 +235,7 @@ class TaskRun:
             raise UserMistake(f"there is an mm '{name}' already")
         self.run_of.mms[name] = self.machine.new_mm()
         self.run_of.tasks[name] = 0
+        self.run_of.held.add(name)
 
     def _file(self, what: Any) -> None:
         if what.name in self.run_of.files:
@@ -278,6 +303,7 @@ class TaskRun:
             raise UserMistake(f"there is an mm '{what.child}' already")
         self.run_of.mms[what.child] = self._mm_of(what).fork()
         self.run_of.tasks[what.child] = 0
+        self.run_of.held.add(what.child)
 
     def _exit(self, what: Any) -> None:
         if not what.mm or what.mm == self.own:
@@ -287,6 +313,9 @@ class TaskRun:
         if self.run_of.tasks[what.mm]:
             raise UserMistake(f"mm '{what.mm}' belongs to the tasks that run in it; let them exit")
         self.run_of.end(what.mm)
+
+    def _read_maps(self, what: Any) -> None:
+        self._mm_of(what).mappings()
 
     def _load(self, what: Any) -> None:
         self._in(what).load(self.run_of.length(what.at), 1)
