@@ -43,8 +43,8 @@ class FlushWatcher:
         self._suspected = False
 
     def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
-        """See ``Watcher``. What is done to another CPU is seen there, and any flush empties a store buffer: a run of such
-        flushes is one operation."""
+        """See ``Watcher``. What is done to another CPU is seen there, and any flush empties a store buffer: a run of
+        such flushes is one operation."""
         sched = self.sched
         seen = cpu is not sched.cpu or sched.buffers is not None
         if sched.runs_tasks and seen and not sched.is_at("flush", (start, end)):

@@ -135,7 +135,7 @@ _MODES: Mapping[str, Mode] = {
     "ack": Mode.AWAIT,
 }
 
-_WAITS = frozenset(("lock", "read_lock", "asleep", "ack", "interrupt", "grace"))
+_WAITS = frozenset(("lock", "read_lock", "asleep", "ack", "interrupt", "end", "grace"))
 """Operations that may have to wait."""
 
 
