@@ -34,7 +34,7 @@ from polymmu.mm import mm as mm_life
 from polymmu.mm import mmap as mm_mmap
 from polymmu.mm import mprotect as mm_mprotect
 from polymmu.mm import mremap as mm_mremap
-from polymmu.mm import notifier, pagecache, reclaim, truncate
+from polymmu.mm import notifier, pagecache, punch, reclaim, truncate, writeback
 from polymmu.mm import vma as vmas
 from polymmu.mm.frames import put_compound_page
 from polymmu.mm.secondary_mmu import SecondaryMmu
@@ -371,6 +371,14 @@ class FileHandle:
         if size < 0:
             raise syscall_error(errno.EINVAL, f"a file cannot have {size} bytes")
         truncate.do_truncate(self.machine.kernel, self.file, size)
+
+    def punch_hole(self, start: int, length: int) -> None:
+        """Make bytes [start, start + length), whole pages, zeroes; the pages leave every mapping."""
+        punch.punch_hole(self.machine.kernel, self.file, start, length)
+
+    def sync(self) -> int:
+        """Write out what was stored through shared mappings; how many pages."""
+        return writeback.sync_file(self.machine.kernel, self.file)
 
     def close(self) -> None:
         """Drop the holder's reference."""

@@ -18,7 +18,7 @@ from polymmu_history.gather import PercpuGather, StackGather, StackPostedGather
 from polymmu_history.linked import Linked30Gather, Linked38Gather, Linked315Gather, Linked413Gather
 from polymmu_history.mremap import Extents32, Extents49, Extents2615, OnePage, OnePageUnlocked
 from polymmu_history.ptlock import MmTableLock
-from polymmu_history.recheck import CountRecheck, PageLockRecheck
+from polymmu_history.recheck import Bug050, Bug052, CountRecheck, PageLockRecheck
 from polymmu_history.truncate import MutexTruncate, NoBreak, RestartCount2004, RestartVma
 from polymmu_history.vma_trees import NarrowPrioTrees, VmaLists
 from polymmu_history.zap import ZapBlocks, ZapWork2005
@@ -53,7 +53,12 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
             "mutex": MutexTruncate,
             **known_bugs.TRUNCATE,
         },
-        "fault_recheck": {"count": CountRecheck, "page-lock": PageLockRecheck},
+        "fault_recheck": {
+            "count": CountRecheck,
+            "page-lock": PageLockRecheck,
+            "bug-50": Bug050,
+            "bug-52": Bug052,
+        },
         "mremap": {
             "one-page-unlocked": OnePageUnlocked,
             "one-page": OnePage,

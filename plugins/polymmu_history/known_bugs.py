@@ -10,6 +10,7 @@ import numpy as np
 
 from polymmu.description.model import KernelChoice
 from polymmu.hooks import ArchKernel
+from polymmu.mm.pagecache import drop_page_cache
 from polymmu.mm.tables import find_entry, read_pte
 from polymmu.mm.truncate import RestartCount, Unmapping
 from polymmu.sched.locks import Mutex, Spinlock
@@ -140,6 +141,19 @@ class Bug055(RestartCount):
         return "a fault that asks where the file ends makes no such copy; add `fault_recheck: page-lock`"
 
 
+class Bug056(RestartCount):
+    """What came into the cache while a hole was punched is dropped too, and nobody unmaps it."""
+
+    since = "mended 2.6.21"
+    wrong = "a page that is mapped leaves the cache"
+
+    def punch(self, mapping: address_space, first: int, last: int) -> None:
+        super().punch(mapping, first, last)
+        mapping.hole = None
+        self.kernel.sched.cond_resched()
+        drop_page_cache(self.kernel, mapping, first, last)
+
+
 class Bug100(RestartCount):
     """Who waited once asks for ever: the request is never cleared."""
 
@@ -228,6 +242,7 @@ TRUNCATE = {
     "bug-7c": Bug007c,
     "bug-7d": Bug007d,
     "bug-55": Bug055,
+    "bug-56": Bug056,
     "bug-100": Bug100,
 }
 MREMAP = {"bug-11a": Bug011a, "bug-11b": Bug011b, "bug-11c": Bug011c, "bug-11d": Bug011d}

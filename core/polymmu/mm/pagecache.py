@@ -140,10 +140,10 @@ def _put(kernel: AnyKernel, pfn: int, order: int) -> None:
         put_page(kernel, pfn)
 
 
-def is_cached_at(kernel: AnyKernel, mapping: address_space, index: int, pfn: int) -> bool:
+def is_cached_at(mapping: address_space, index: int, pfn: int) -> bool:
     """Whether ``pfn`` is page ``index`` of ``mapping`` now: truncation may have taken it out (A1.8)."""
-    frames = kernel.frames
-    return frames.mapping[pfn] == mapping.slot + 1 and frames.index[pfn] == index
+    found: int | None = mapping.pages.get(index)
+    return found == pfn
 
 
 def remove_from_page_cache(kernel: AnyKernel, mapping: address_space, index: int) -> None:
@@ -162,10 +162,10 @@ def remove_from_page_cache(kernel: AnyKernel, mapping: address_space, index: int
     _put(kernel, pfn, _order_of(kernel, mapping))
 
 
-def drop_page_cache(kernel: AnyKernel, mapping: address_space, first: int) -> None:
-    """Take out every page from index ``first`` on."""
+def drop_page_cache(kernel: AnyKernel, mapping: address_space, first: int, last: int | None = None) -> None:
+    """Take out every page from index ``first`` on, up to ``last`` where that is given."""
     lru_add_drain(kernel)
-    for index in list(mapping.pages.irange(minimum=first)):
+    for index in list(mapping.pages.irange(first, last)):
         remove_from_page_cache(kernel, mapping, index)
 
 

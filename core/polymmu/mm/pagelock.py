@@ -42,4 +42,5 @@ def _lock_of(kernel: AnyKernel, pfn: int) -> Mutex:
     lock = kernel.page_locks.get(pfn)
     if lock is None:
         lock = kernel.page_locks[pfn] = Mutex(kernel.sched, "page_lock")
+        lock.key = "page_lock", pfn
     return lock

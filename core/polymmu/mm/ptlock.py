@@ -25,8 +25,9 @@ class TableLock(Spinlock):
 
     __slots__ = ("tables",)
 
-    def __init__(self, sched: Sched, guard: Lock) -> None:
+    def __init__(self, sched: Sched, guard: Lock, pfn: int) -> None:
         super().__init__(sched, "pte_lock")
+        self.key = "pte_lock", pfn
         self.guard = guard
         self.tables = 0
 
@@ -58,7 +59,7 @@ class SplitTableLocks:
         pfn = table >> self._shift
         lock = self._locks.get(pfn)
         if lock is None:
-            lock = self._locks[pfn] = TableLock(self.kernel.sched, mm.mmap_lock)
+            lock = self._locks[pfn] = TableLock(self.kernel.sched, mm.mmap_lock, pfn)
         lock.tables += 1
 
     def table_gone(self, mm: mm_struct, table: int) -> None:

@@ -126,6 +126,8 @@ _MODES: Mapping[str, Mode] = {
     "asleep": Mode.AWAIT,
     "ack": Mode.AWAIT,
 }
+_KEYED = frozenset(("lock", "unlock", "trylock", "read_lock", "read_unlock", "ack"))
+"""What is done to something that an execution may have made, and another makes again: dependence goes by its key."""
 
 
 class ExploringSched(TaskSched):
@@ -316,7 +318,7 @@ class ExploringSched(TaskSched):
         if kind == "trylock":
             mode = Mode.READ if what.held else Mode.TRY
         if mode is not None:
-            self._did.append((what.key if kind == "ack" else what, mode))
+            self._did.append((what.key if kind in _KEYED else what, mode))
         if kind == "unlock" and what in self._wanted:
             self._wanted.remove(what)
         if self._crowded[self.cpu.index]:
@@ -423,7 +425,8 @@ class ExploringSched(TaskSched):
 
     def _would_do(self, task: Task) -> list[Access]:
         mode = _MODES.get(task.kind)
-        return [(task.what, mode)] if mode is not None and mode in (Mode.ACQUIRE, Mode.SHARE) else []
+        what = task.what.key if task.kind in _KEYED else task.what
+        return [(what, mode)] if mode is not None and mode in (Mode.ACQUIRE, Mode.SHARE) else []
 
     # ------------------------------------------------------------------ outcomes that nobody knows
     def choice(self, what: str, options: int = 2) -> int:

@@ -9,6 +9,8 @@ it: a release hands the lock to the first in the queue, as ticket locks do. *How
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from polymmu.sched.driver import Sched
 
 __all__ = ["Lock", "Mutex", "RwSem", "Spinlock"]
@@ -17,12 +19,14 @@ __all__ = ["Lock", "Mutex", "RwSem", "Spinlock"]
 class Lock:
     """What all locks have. ``name`` says what it protects: in reports, and as its class in the lock order."""
 
-    __slots__ = ("_sched", "guard", "held", "name", "owner", "since", "waiters")
+    __slots__ = ("_sched", "guard", "held", "key", "name", "owner", "since", "waiters")
 
     spins = False
 
     def __init__(self, sched: Sched, name: str) -> None:
         self.name = name
+        self.key: Hashable = id(self)
+        """What it is in every execution that makes it, for who compares several; of a lock that lasts: itself."""
         self.held = False
         self.owner: object = None
         """The context that holds it (an rw semaphore: that holds it for writing)."""

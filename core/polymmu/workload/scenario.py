@@ -289,6 +289,12 @@ class TaskRun:
     def _truncate(self, what: Any) -> None:
         self._file_of(what.file).truncate(self.run_of.length(what.length))
 
+    def _punch(self, what: Any) -> None:
+        self._file_of(what.file).punch_hole(self.run_of.length(what.offset), self.run_of.length(what.length))
+
+    def _sync(self, what: Any) -> None:
+        self._file_of(what.file).sync()
+
     def _gup_fast(self, what: Any) -> None:
         at, length = self._range(what)
         mm = self._mm_of(what)
