@@ -543,6 +543,16 @@ class Mm:
         """
         return mm_gup.get_user_pages_fast(self._enter(), _address(addr), write)
 
+    def poke(self, addr: int, data: bytes) -> None:
+        """Store ``data``, within one page, as a debugger does: also where the program may not, into a copy of its own.
+
+        Raises SegmentationFault, SyscallError.
+        """
+        page = self.machine.page_size
+        if _address(addr) // page != (addr + len(data) - 1) // page:
+            raise UserMistake(f"{len(data)} bytes at {addr:#x} are more than one page; store page by page")
+        mm_gup.access_remote_vm(self._enter(), addr, data)
+
     def attach_device(self, *, sleeps: bool = False) -> DeviceHandle:
         """A device that uses this address space beside the CPUs, through translations of its own.
 

@@ -19,6 +19,7 @@ from polymmu.errors import PluginMistake, UserMistake
 from polymmu.hooks import ArchKernel
 from polymmu.mm.clusters import ClusterScan
 from polymmu.mm.gather import LinkedGather
+from polymmu.mm.gup import GetUserPages
 from polymmu.mm.interval_tree import IntervalTrees
 from polymmu.mm.move import Extents
 from polymmu.mm.pgtables import VmaList
@@ -45,6 +46,7 @@ VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
     "truncate": {"restart-count": RestartCount},
     "fault_recheck": {"cache": CacheRecheck},
     "mremap": {"extents": Extents},
+    "gup": {"foll-write": GetUserPages},
 }
 """The core's own, by axis and name."""
 
@@ -75,6 +77,7 @@ class Variants:
     truncate: RestartCount
     fault_recheck: CacheRecheck
     mremap: Extents
+    gup: GetUserPages
 
 
 def chosen(kernel: ArchKernel) -> Variants:

@@ -15,6 +15,7 @@ from polymmu_history.clusters import ReschedulingScan
 from polymmu_history.freeing import ClearPageRange, ClearPageTables
 from polymmu_history.freeing_bugs import FREEING_BUGS
 from polymmu_history.gather import PercpuGather, StackGather, StackPostedGather
+from polymmu_history.gup_bugs import GUP
 from polymmu_history.linked import Linked30Gather, Linked38Gather, Linked315Gather, Linked413Gather
 from polymmu_history.mremap import Extents32, Extents49, Extents2615, OnePage, OnePageUnlocked
 from polymmu_history.ptlock import MmTableLock
@@ -67,6 +68,7 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
             "extents-4.9": Extents49,
             **known_bugs.MREMAP,
         },
+        "gup": GUP,
         "rmap_tree": {"list": VmaLists, "prio-narrow": NarrowPrioTrees},
         "cluster_scan": {"resched": ReschedulingScan},
     }

@@ -10,6 +10,7 @@ import numpy as np
 
 from polymmu.description.model import KernelChoice
 from polymmu.hooks import ArchKernel
+from polymmu.mm.move import Extents, hook_over
 from polymmu.mm.pagecache import drop_page_cache
 from polymmu.mm.tables import find_entry, read_pte
 from polymmu.mm.truncate import RestartCount, Unmapping
@@ -231,6 +232,26 @@ class Bug011d(OnePage):
         self.unmap(mm, 0)
 
 
+class Bug045(Extents):
+    """Whole tables move while walks from pages go on: one that has come down to the table by its old place clears a pte
+    there, and flushes the address where the page no longer is."""
+
+    since = "5.0, mended 5.14"
+    wrong = "a page is freed that a TLB leads to from the new place"
+
+    def move_table(
+        self,
+        mapping: address_space | None,
+        vma: vm_area_struct,
+        new_vma: vm_area_struct,
+        level: int,
+        old: int,
+        new: int,
+        into: int,
+    ) -> bool:
+        return hook_over(vma, level, old, new, into)
+
+
 TRUNCATE = {
     "bug-2": Bug002,
     "bug-3": Bug003,
@@ -245,4 +266,4 @@ TRUNCATE = {
     "bug-56": Bug056,
     "bug-100": Bug100,
 }
-MREMAP = {"bug-11a": Bug011a, "bug-11b": Bug011b, "bug-11c": Bug011c, "bug-11d": Bug011d}
+MREMAP = {"bug-45": Bug045, "bug-11a": Bug011a, "bug-11b": Bug011b, "bug-11c": Bug011c, "bug-11d": Bug011d}

@@ -255,6 +255,9 @@ class Step:
     punch: Punch | None = field(default=None, metadata=doc("make some pages of a file zeroes"))
     sync: Sync | None = field(default=None, metadata=doc("write out what was stored to a file"))
     gup_fast: GupFast | None = field(default=None, metadata=doc("look pages up without a lock"))
+    poke: Access | None = field(
+        default=None, metadata=doc("write a byte as a debugger does, also where the program may not")
+    )
     attach: Attach | None = field(default=None, metadata=doc("let a device use an address space"))
     device: Device | None = field(default=None, metadata=doc("let the device access memory"))
     work: Cycles | None = field(default=None, metadata=doc("compute without memory"))

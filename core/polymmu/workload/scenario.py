@@ -301,6 +301,9 @@ class TaskRun:
         for frame in [mm.gup_fast(va, what.write) for va in range(at, at + length, self.machine.page_size)]:
             mm.put(frame)
 
+    def _poke(self, what: Any) -> None:
+        self._mm_of(what).poke(self.run_of.length(what.at), b"x")
+
     def _attach(self, what: Any) -> None:
         mm = self._mm_of(what)
         name = what.mm or self.own
