@@ -108,6 +108,9 @@ class Observer:
     def page_stored(self, mm: Any, addr: int, pfn: int) -> None:
         """The kernel is about to store to frame ``pfn``, which it holds, in the name of ``mm`` at ``addr``."""
 
+    def swapped_in(self, mm: Any, addr: int, slot: int, pfn: int) -> None:
+        """A fault at ``addr`` is about to map frame ``pfn`` for what is in ``slot`` of the swap area."""
+
     # --- time
     def cycles(self, cpu: int, n: int, what: str) -> None:
         """CPU ``cpu`` spent ``n`` cycles of kernel work on ``what``."""

@@ -26,6 +26,7 @@ from polymmu.mm.pgtables import VmaList
 from polymmu.mm.prio_tree import PrioTrees
 from polymmu.mm.ptlock import SplitTableLocks
 from polymmu.mm.recheck import CacheRecheck
+from polymmu.mm.swap import SwapIn
 from polymmu.mm.truncate import RestartCount
 from polymmu.mm.zap import ZapWork
 from polymmu.plugins import installed, load, suggestion
@@ -47,6 +48,7 @@ VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
     "fault_recheck": {"cache": CacheRecheck},
     "mremap": {"extents": Extents},
     "gup": {"foll-write": GetUserPages},
+    "swap_in": {"by-slot": SwapIn},
 }
 """The core's own, by axis and name."""
 
@@ -78,6 +80,7 @@ class Variants:
     fault_recheck: CacheRecheck
     mremap: Extents
     gup: GetUserPages
+    swap_in: SwapIn
 
 
 def chosen(kernel: ArchKernel) -> Variants:

@@ -69,6 +69,7 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
             **known_bugs.MREMAP,
         },
         "gup": GUP,
+        "swap_in": known_bugs.SWAP_IN,
         "rmap_tree": {"list": VmaLists, "prio-narrow": NarrowPrioTrees},
         "cluster_scan": {"resched": ReschedulingScan},
     }

@@ -12,13 +12,14 @@ from polymmu.description.model import KernelChoice
 from polymmu.hooks import ArchKernel
 from polymmu.mm.move import Extents, hook_over
 from polymmu.mm.pagecache import drop_page_cache
+from polymmu.mm.swap import SwapIn
 from polymmu.mm.tables import find_entry, read_pte
 from polymmu.mm.truncate import RestartCount, Unmapping
 from polymmu.sched.locks import Mutex, Spinlock
-from polymmu.structs import address_space, mm_struct, vm_area_struct
+from polymmu.structs import PG_SWAPCACHE, address_space, mm_struct, vm_area_struct
 from polymmu_history.mremap import OnePage
 
-__all__ = ["MREMAP", "TRUNCATE"]
+__all__ = ["MREMAP", "SWAP_IN", "TRUNCATE"]
 
 
 # ------------------------------------------------------------------ truncation
@@ -252,6 +253,17 @@ class Bug045(Extents):
         return hook_over(vma, level, old, new, into)
 
 
+# ------------------------------------------------------------------ swap
+class Bug086(SwapIn):
+    """That it is in the swap cache is enough: it may be there for another slot by now, and its own in another's hands."""
+
+    since = "mended 2.6.36"
+    wrong = "another one's page is mapped"
+
+    def is_page_of(self, pfn: int, slot: int) -> bool:
+        return bool(self.kernel.frames.flags[pfn] & PG_SWAPCACHE)
+
+
 TRUNCATE = {
     "bug-2": Bug002,
     "bug-3": Bug003,
@@ -267,3 +279,4 @@ TRUNCATE = {
     "bug-100": Bug100,
 }
 MREMAP = {"bug-45": Bug045, "bug-11a": Bug011a, "bug-11b": Bug011b, "bug-11c": Bug011c, "bug-11d": Bug011d}
+SWAP_IN = {"bug-86": Bug086}

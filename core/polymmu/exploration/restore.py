@@ -124,12 +124,10 @@ class Saved:
     def _restore_frames(self) -> None:
         table = self._frames.table
         high = self._high
-        # Frames are used from the bottom up: look beyond for as long as there are any.
-        end = high
-        while end < self._frames.count and table[:, end].any():
-            self._pages[end] = 0
-            table[:, end] = 0
-            end += 1
+        beyond = high + np.flatnonzero(table[:, high:].any(axis=0))
+        if len(beyond):
+            self._pages[beyond] = 0
+            table[:, beyond] = 0
         changed = np.flatnonzero((table[:, :high] != self._table).any(axis=0))
         empty = changed[self._home[changed] < 0]
         if len(empty):

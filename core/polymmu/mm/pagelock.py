@@ -41,6 +41,5 @@ def unlock_page(kernel: AnyKernel, pfn: int) -> None:
 def _lock_of(kernel: AnyKernel, pfn: int) -> Mutex:
     lock = kernel.page_locks.get(pfn)
     if lock is None:
-        lock = kernel.page_locks[pfn] = Mutex(kernel.sched, "page_lock")
-        lock.key = "page_lock", pfn
+        lock = kernel.page_locks[pfn] = Mutex(kernel.sched, "page_lock", pfn)
     return lock

@@ -25,9 +25,8 @@ class TableLock(Spinlock):
 
     __slots__ = ("tables",)
 
-    def __init__(self, sched: Sched, guard: Lock, pfn: int) -> None:
-        super().__init__(sched, "pte_lock")
-        self.key = "pte_lock", pfn
+    def __init__(self, sched: Sched, guard: Lock, frame: int) -> None:
+        super().__init__(sched, "pte_lock", frame)
         self.guard = guard
         self.tables = 0
 

@@ -1,8 +1,8 @@
-"""INV-WALK and INV-COW: what the kernel holds of a program's pages must be what the program has there.
+"""INV-WALK, INV-COW and INV-RMAP: what the kernel holds of a program's pages must be what the program has there.
 
 A walk without locks takes a frame by what it read. Where the frame was given back meanwhile it is somebody else's, unless
 the entry leads there again (INV-WALK). A store in the name of a private mapping goes to a page of its own: one that
-belongs to a file others would see (INV-COW).
+belongs to a file others would see (INV-COW). What comes back from the swap area is what went there (INV-RMAP).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from polymmu.mm.tables import pfn_of, read_pte
 from polymmu.mm.vma import find_vma
 from polymmu.sanitize.judge import Bench, Judge
 from polymmu.sanitize.violation import Happened
-from polymmu.structs import PG_ANON, VM_SHARED, mm_struct
+from polymmu.structs import PG_ANON, PG_SWAPCACHE, VM_SHARED, mm_struct
 
 __all__ = ["HeldPages"]
 
@@ -20,7 +20,7 @@ PTE = -1
 
 
 class HeldPages(Judge):
-    """Watches ``gup``."""
+    """Watches ``gup``, and faults from the swap area."""
 
     def __init__(self, bench: Bench) -> None:
         super().__init__(bench)
@@ -50,6 +50,12 @@ class HeldPages(Judge):
         if not self.kernel.frames.flags[pfn] & PG_ANON:
             here = self.bench.now(f"a store for the private mapping at {addr:#x}")
             self.bench.tell("INV-COW", here, f"it goes to frame {pfn}, which is a page of the file")
+
+    def swapped_in(self, mm: mm_struct, addr: int, slot: int, pfn: int) -> None:
+        frames = self.kernel.frames
+        if not frames.flags[pfn] & PG_SWAPCACHE or frames.private[pfn] != slot:
+            here = self.bench.now(f"a fault brings slot {slot} to {addr:#x}")
+            self.bench.tell("INV-RMAP", here, f"and maps frame {pfn}, which is in the swap cache for another")
 
     def _frame_in(self, mm: mm_struct, entry: int) -> int:
         """The frame that the pte at physical address ``entry`` maps; -1: none that is counted."""

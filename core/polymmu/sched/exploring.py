@@ -126,8 +126,12 @@ _MODES: Mapping[str, Mode] = {
     "asleep": Mode.AWAIT,
     "ack": Mode.AWAIT,
 }
-_KEYED = frozenset(("lock", "unlock", "trylock", "read_lock", "read_unlock", "ack"))
-"""What is done to something that an execution may have made, and another makes again: dependence goes by its key."""
+
+
+def _lasting(what: Any) -> Hashable:
+    """What an operation is on, in the same words in every execution: a lock may be made anew in each."""
+    key: Hashable = getattr(what, "key", None)
+    return what if key is None else key
 
 
 class ExploringSched(TaskSched):
@@ -318,7 +322,7 @@ class ExploringSched(TaskSched):
         if kind == "trylock":
             mode = Mode.READ if what.held else Mode.TRY
         if mode is not None:
-            self._did.append((what.key if kind in _KEYED else what, mode))
+            self._did.append((_lasting(what), mode))
         if kind == "unlock" and what in self._wanted:
             self._wanted.remove(what)
         if self._crowded[self.cpu.index]:
@@ -425,8 +429,7 @@ class ExploringSched(TaskSched):
 
     def _would_do(self, task: Task) -> list[Access]:
         mode = _MODES.get(task.kind)
-        what = task.what.key if task.kind in _KEYED else task.what
-        return [(what, mode)] if mode is not None and mode in (Mode.ACQUIRE, Mode.SHARE) else []
+        return [(_lasting(task.what), mode)] if mode is not None and mode in (Mode.ACQUIRE, Mode.SHARE) else []
 
     # ------------------------------------------------------------------ outcomes that nobody knows
     def choice(self, what: str, options: int = 2) -> int:

@@ -9,24 +9,24 @@ it: a release hands the lock to the first in the queue, as ticket locks do. *How
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 from polymmu.sched.driver import Sched
 
 __all__ = ["Lock", "Mutex", "RwSem", "Spinlock"]
 
 
 class Lock:
-    """What all locks have. ``name`` says what it protects: in reports, and as its class in the lock order."""
+    """What all locks have. ``name`` says what it protects: in reports, and as its class in the lock order.
+
+    ``frame``: in whose descriptor it lies, if in one: it is the same lock then, whichever object stands for it.
+    """
 
     __slots__ = ("_sched", "guard", "held", "key", "name", "owner", "since", "waiters")
 
     spins = False
 
-    def __init__(self, sched: Sched, name: str) -> None:
+    def __init__(self, sched: Sched, name: str, frame: int = -1) -> None:
         self.name = name
-        self.key: Hashable = id(self)
-        """What it is in every execution that makes it, for who compares several; of a lock that lasts: itself."""
+        self.key = (name, frame) if frame >= 0 else None
         self.held = False
         self.owner: object = None
         """The context that holds it (an rw semaphore: that holds it for writing)."""
