@@ -208,7 +208,9 @@ def _vma_for(mm: mm_struct, addr: int, write: bool, force: bool) -> vm_area_stru
         vma = vma_allowing(mm, addr, FaultInfo(access="load", kind="not_present", user=True))
         if not vma.vm_flags & VM_SHARED and not vma.huge_size:
             return vma
-    return vma_allowing(mm, addr, FaultInfo(access="store" if write else "load", kind="not_present", user=True))
+    return vma_allowing(
+        mm, addr, FaultInfo(access="store" if write else "load", kind="not_present", user=True)
+    )
 
 
 def _follow_page(vma: vm_area_struct, addr: int, write: bool, force: bool) -> int:

@@ -429,7 +429,9 @@ class ExploringSched(TaskSched):
 
     def _would_do(self, task: Task) -> list[Access]:
         mode = _MODES.get(task.kind)
-        return [(_lasting(task.what), mode)] if mode is not None and mode in (Mode.ACQUIRE, Mode.SHARE) else []
+        return (
+            [(_lasting(task.what), mode)] if mode is not None and mode in (Mode.ACQUIRE, Mode.SHARE) else []
+        )
 
     # ------------------------------------------------------------------ outcomes that nobody knows
     def choice(self, what: str, options: int = 2) -> int:
