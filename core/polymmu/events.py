@@ -103,7 +103,7 @@ class Observer:
         """
 
     def page_pinned(self, mm: Any, cpu: int, rank: int, entry: int, pfn: int) -> None:
-        """A walk without a lock on CPU ``cpu`` holds frame ``pfn``, which it found in the entry at physical ``entry``."""
+        """A walk without a lock on CPU ``cpu`` holds frame ``pfn``, found in the entry at physical ``entry``."""
 
     def page_stored(self, mm: Any, addr: int, pfn: int) -> None:
         """The kernel is about to store to frame ``pfn``, which it holds, in the name of ``mm`` at ``addr``."""

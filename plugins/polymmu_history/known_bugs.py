@@ -255,7 +255,7 @@ class Bug045(Extents):
 
 # ------------------------------------------------------------------ swap
 class Bug086(SwapIn):
-    """That it is in the swap cache is enough: it may be there for another slot by now, and its own in another's hands."""
+    """That it is in the swap cache is enough: it may be there for another slot by now, and its own be another's."""
 
     since = "mended 2.6.36"
     wrong = "another one's page is mapped"

@@ -1,7 +1,7 @@
 """What faults of a file checked before mapping what they had found (A1.8).
 
-``bug-50`` (to July 2003): nothing. ``bug-52`` (what filled a pte from elsewhere, to 2005): that the page is still cached,
-and not where the file ends by now.
+``bug-50`` (to July 2003): nothing. ``bug-52`` (what filled a pte from elsewhere, to 2005): that the page is still
+cached, and not where the file ends by now.
 
 ``count`` (July 2003 to 2.6.22): whether any truncation of the file began meanwhile, by the number of the last one. It
 covers what lies beyond the file's new end, for the size is written before the number; a fault in a page that is only

@@ -142,8 +142,8 @@ def _put(kernel: AnyKernel, pfn: int, order: int) -> None:
 
 def is_cached_at(mapping: address_space, index: int, pfn: int) -> bool:
     """Whether ``pfn`` is page ``index`` of ``mapping`` now: truncation may have taken it out (A1.8)."""
-    found: int | None = mapping.pages.get(index)
-    return found == pfn
+    cached: int | None = mapping.pages.get(index)
+    return cached == pfn
 
 
 def remove_from_page_cache(kernel: AnyKernel, mapping: address_space, index: int) -> None:

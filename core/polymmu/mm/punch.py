@@ -1,4 +1,4 @@
-"""Punch a hole: some pages of a file read as zeroes from now on (fallocate with FALLOC_FL_PUNCH_HOLE; once MADV_REMOVE).
+"""Punch a hole: some pages of a file read as zeroes from now on (fallocate with FALLOC_FL_PUNCH_HOLE).
 
 Truncation tells faults by the file's size which pages they must not map any more. A hole lies inside the size; so what
 is being punched is written to ``mapping.hole`` first, and a fault that looks below its table lock begins anew, and

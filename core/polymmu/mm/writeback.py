@@ -1,8 +1,8 @@
 """Write a file's dirty pages out, so that every later store to them is seen (fsync, msync; Linux 2.6.19).
 
 The last moment at which a page may be called clean is when no pte lets a store through that nobody hears of. So every
-pte of it loses the write right and its dirty bit first, and every TLB with them; what was dirty there is so in the page.
-Then it is written. A store that comes later faults, and makes it dirty again.
+pte of it loses the write right and its dirty bit first, and every TLB with them; what was dirty there is so in the
+page. Then it is written. A store that comes later faults, and makes it dirty again.
 
 Ptes of nonlinear mappings are not looked at: a page that only they know to be dirty is written when they are zapped.
 """
@@ -43,7 +43,7 @@ def sync_file(kernel: ArchKernel, file: File) -> int:
 
 
 def page_mkclean(kernel: ArchKernel, pfn: int) -> None:
-    """No store to a locked page of a file goes through from here on without a fault. What was stored before is noted."""
+    """No store to a locked page of a file goes through from here on without a fault. Earlier ones are noted."""
 
     def visit(vma: vm_area_struct, addr: int, ptep: int) -> bool:
         if vma.vm_flags & VM_SHARED:

@@ -1,8 +1,8 @@
 """INV-WALK, INV-COW and INV-RMAP: what the kernel holds of a program's pages must be what the program has there.
 
-A walk without locks takes a frame by what it read. Where the frame was given back meanwhile it is somebody else's, unless
-the entry leads there again (INV-WALK). A store in the name of a private mapping goes to a page of its own: one that
-belongs to a file others would see (INV-COW). What comes back from the swap area is what went there (INV-RMAP).
+A walk without locks takes a frame by what it read. Where the frame was given back meanwhile it is somebody else's,
+unless the entry leads there again (INV-WALK). A store in the name of a private mapping goes to a page of its own: one
+that belongs to a file others would see (INV-COW). What comes back from the swap area is what went there (INV-RMAP).
 """
 
 from __future__ import annotations

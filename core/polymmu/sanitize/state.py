@@ -61,7 +61,7 @@ class State(Judge):
         self.eager = True
         """Whether to look also before the end."""
         self._astray = 0
-        """CPUs behind whose backs frames were freed or cleaned: lazy ones then, which forget before they run a program."""
+        """CPUs that frames were freed or cleaned behind the backs of: lazy then, they forget before they run on."""
         self._out = np.empty(STORED, dtype=np.int64)
         self._frames = self.kernel.frames.table.reshape(-1)
         self._roots: dict[tuple[int, int], tuple[list[tuple[int, int]], Pfns]] = {}
