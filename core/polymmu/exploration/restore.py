@@ -45,6 +45,10 @@ _ATOMS = (
 )
 
 
+WINDOW = 256
+"""Frames looked at together: more than all CPUs of a scenario have in stock."""
+
+
 class Saved:
     """The state of everything reachable from ``roots`` when it was made, but for what is in ``leave``."""
 
@@ -124,10 +128,12 @@ class Saved:
     def _restore_frames(self) -> None:
         table = self._frames.table
         high = self._high
-        beyond = high + np.flatnonzero(table[:, high:].any(axis=0))
-        if len(beyond):
-            self._pages[beyond] = 0
-            table[:, beyond] = 0
+        # Frames are used from the bottom up, but for what CPUs have in stock and have not come to.
+        end = high
+        while len(used := np.flatnonzero(table[:, end : end + WINDOW].any(axis=0))):
+            self._pages[end + used] = 0
+            table[:, end : end + WINDOW] = 0
+            end += WINDOW
         changed = np.flatnonzero((table[:, :high] != self._table).any(axis=0))
         empty = changed[self._home[changed] < 0]
         if len(empty):
