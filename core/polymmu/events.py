@@ -108,6 +108,15 @@ class Observer:
         told of a table, and reads it after it was freed, reads what is somebody else's.
         """
 
+    def page_pinned(self, mm: Any, cpu: int, rank: int, entry: int, pfn: int) -> None:
+        """A walk without a lock on CPU ``cpu`` holds frame ``pfn``, found in the entry at physical ``entry``."""
+
+    def page_stored(self, mm: Any, addr: int, pfn: int) -> None:
+        """The kernel is about to store to frame ``pfn``, which it holds, in the name of ``mm`` at ``addr``."""
+
+    def swapped_in(self, mm: Any, addr: int, slot: int, pfn: int) -> None:
+        """A fault at ``addr`` is about to map frame ``pfn`` for what is in ``slot`` of the swap area."""
+
     # --- time
     def cycles(self, cpu: int, n: int, what: str) -> None:
         """CPU ``cpu`` spent ``n`` cycles of kernel work on ``what``."""

@@ -35,7 +35,7 @@ from polymmu.mm import mm as mm_life
 from polymmu.mm import mmap as mm_mmap
 from polymmu.mm import mprotect as mm_mprotect
 from polymmu.mm import mremap as mm_mremap
-from polymmu.mm import notifier, pagecache, reclaim, truncate
+from polymmu.mm import notifier, pagecache, punch, reclaim, truncate, writeback
 from polymmu.mm import vma as vmas
 from polymmu.mm.frames import put_compound_page
 from polymmu.mm.secondary_mmu import SecondaryMmu
@@ -395,6 +395,14 @@ class FileHandle:
             raise syscall_error(errno.EINVAL, f"a file cannot have {size} bytes")
         truncate.do_truncate(self.machine.kernel, self.file, size)
 
+    def punch_hole(self, start: int, length: int) -> None:
+        """Make bytes [start, start + length), whole pages, zeroes; the pages leave every mapping."""
+        punch.punch_hole(self.machine.kernel, self.file, start, length)
+
+    def sync(self) -> int:
+        """Write out what was stored through shared mappings; how many pages."""
+        return writeback.sync_file(self.machine.kernel, self.file)
+
     def close(self) -> None:
         """Drop the holder's reference."""
         if not self.closed:
@@ -557,6 +565,16 @@ class Mm:
         ``write``: to be stored to. Raises SegmentationFault, SyscallError.
         """
         return mm_gup.get_user_pages_fast(self._enter(), _address(addr), write)
+
+    def poke(self, addr: int, data: bytes) -> None:
+        """Store ``data``, within one page, as a debugger does: also where the program may not, into a copy of its own.
+
+        Raises SegmentationFault, SyscallError.
+        """
+        page = self.machine.page_size
+        if _address(addr) // page != (addr + len(data) - 1) // page:
+            raise UserMistake(f"{len(data)} bytes at {addr:#x} are more than one page; store page by page")
+        mm_gup.access_remote_vm(self._enter(), addr, data)
 
     def attach_device(self, *, sleeps: bool = False) -> DeviceHandle:
         """A device that uses this address space beside the CPUs, through translations of its own.

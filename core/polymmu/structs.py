@@ -244,19 +244,24 @@ class address_space:
     ``pages``: page index -> pfn, ordered. ``i_mmap``: the linear vmas, a forked child's after its parent's.
     ``i_mmap_nonlinear``: the others by slot, in the order they became so; a vma may go from i_mmap to there, never
     back. Guard under several CPUs: ``i_mmap_lock`` for both, the page lock for pages. ``i_mutex``: held by who
-    changes the file's size. ``unmap_mutex``: one unmap_mapping_range at a time.
+    changes the file's size. ``unmap_mutex``: one unmap_mapping_range at a time. ``hole``: the pages, first and last,
+    that somebody who has ``invalidate_lock`` for writing takes out; read below a table lock.
     """
 
     slot: int
     i_mmap_lock: Mutex | Spinlock
     i_mutex: Mutex
     unmap_mutex: Mutex
+    invalidate_lock: RwSem
     i_mmap: VmaTree
     generation: int = 0
     host: File | None = attrs.field(default=None, metadata=owned())
     pages: SortedDict = attrs.field(factory=SortedDict, metadata=owned())
     i_mmap_nonlinear: dict[int, vm_area_struct] = attrs.field(factory=dict)
     truncate_count: int = attrs.field(default=0, metadata=shared(guard=lambda mapping: mapping.i_mmap_lock))
+    hole: tuple[int, int] | None = attrs.field(
+        default=None, metadata=shared(guard=lambda mapping: mapping.invalidate_lock)
+    )
 
 
 @attrs.define(eq=False, slots=True)

@@ -19,6 +19,7 @@ from polymmu.errors import PluginMistake, UserMistake
 from polymmu.hooks import ArchKernel
 from polymmu.mm.clusters import ClusterScan
 from polymmu.mm.gather import LinkedGather
+from polymmu.mm.gup import GetUserPages
 from polymmu.mm.interval_tree import IntervalTrees
 from polymmu.mm.move import Extents
 from polymmu.mm.own_ops import OwnOps
@@ -27,6 +28,7 @@ from polymmu.mm.prio_tree import PrioTrees
 from polymmu.mm.ptlock import SplitTableLocks
 from polymmu.mm.recheck import CacheRecheck
 from polymmu.mm.rmap import FlushEach
+from polymmu.mm.swap import SwapIn
 from polymmu.mm.truncate import RestartCount
 from polymmu.mm.zap import ZapWork
 from polymmu.plugins import installed, load, suggestion
@@ -49,6 +51,8 @@ VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
     "fault_recheck": {"cache": CacheRecheck},
     "mremap": {"extents": Extents},
     "ops": {"own": OwnOps},
+    "gup": {"foll-write": GetUserPages},
+    "swap_in": {"by-slot": SwapIn},
 }
 """The core's own, by axis and name."""
 
@@ -81,6 +85,8 @@ class Variants:
     fault_recheck: CacheRecheck
     mremap: Extents
     ops: OwnOps
+    gup: GetUserPages
+    swap_in: SwapIn
 
 
 def chosen(kernel: ArchKernel) -> Variants:

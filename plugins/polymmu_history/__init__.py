@@ -16,11 +16,12 @@ from polymmu_history.freeing import ClearPageRange, ClearPageTables
 from polymmu_history.freeing_bugs import FREEING_BUGS
 from polymmu_history.gather import PercpuGather, StackGather, StackPostedGather
 from polymmu_history.gather_bugs import GATHER_BUGS, ZAP_BUGS
+from polymmu_history.gup_bugs import GUP
 from polymmu_history.linked import Linked30Gather, Linked38Gather, Linked315Gather, Linked413Gather
 from polymmu_history.mremap import Extents32, Extents49, Extents2615, OnePage, OnePageUnlocked
 from polymmu_history.ops_bugs import OPS_BUGS
 from polymmu_history.ptlock import MmTableLock
-from polymmu_history.recheck import CountRecheck, PageLockRecheck
+from polymmu_history.recheck import Bug050, Bug052, CountRecheck, PageLockRecheck
 from polymmu_history.rmap_bugs import TRY_TO_UNMAP
 from polymmu_history.truncate import MutexTruncate, NoBreak, RestartCount2004, RestartVma
 from polymmu_history.vma_trees import NarrowPrioTrees, VmaLists
@@ -62,7 +63,12 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
             "mutex": MutexTruncate,
             **known_bugs.TRUNCATE,
         },
-        "fault_recheck": {"count": CountRecheck, "page-lock": PageLockRecheck},
+        "fault_recheck": {
+            "count": CountRecheck,
+            "page-lock": PageLockRecheck,
+            "bug-50": Bug050,
+            "bug-52": Bug052,
+        },
         "mremap": {
             "one-page-unlocked": OnePageUnlocked,
             "one-page": OnePage,
@@ -71,6 +77,8 @@ def kernel_variants() -> Mapping[str, Mapping[str, type[Any]]]:
             "extents-4.9": Extents49,
             **known_bugs.MREMAP,
         },
+        "gup": GUP,
+        "swap_in": known_bugs.SWAP_IN,
         "rmap_tree": {"list": VmaLists, "prio-narrow": NarrowPrioTrees},
         "try_to_unmap": TRY_TO_UNMAP,
         "cluster_scan": {"resched": ReschedulingScan},

@@ -10,13 +10,16 @@ import numpy as np
 
 from polymmu.description.model import KernelChoice
 from polymmu.hooks import ArchKernel
+from polymmu.mm.move import Extents, hook_over
+from polymmu.mm.pagecache import drop_page_cache
+from polymmu.mm.swap import SwapIn
 from polymmu.mm.tables import find_entry, read_pte
 from polymmu.mm.truncate import RestartCount, Unmapping
 from polymmu.sched.locks import Mutex, Spinlock
-from polymmu.structs import address_space, mm_struct, vm_area_struct
+from polymmu.structs import PG_SWAPCACHE, address_space, mm_struct, vm_area_struct
 from polymmu_history.mremap import OnePage
 
-__all__ = ["MREMAP", "TRUNCATE"]
+__all__ = ["MREMAP", "SWAP_IN", "TRUNCATE"]
 
 
 # ------------------------------------------------------------------ truncation
@@ -140,6 +143,19 @@ class Bug055(RestartCount):
         return "a fault that asks where the file ends makes no such copy; add `fault_recheck: page-lock`"
 
 
+class Bug056(RestartCount):
+    """What came into the cache while a hole was punched is dropped too, and nobody unmaps it."""
+
+    since = "mended 2.6.21"
+    wrong = "a page that is mapped leaves the cache"
+
+    def punch(self, mapping: address_space, first: int, last: int) -> None:
+        super().punch(mapping, first, last)
+        mapping.hole = None
+        self.kernel.sched.cond_resched()
+        drop_page_cache(self.kernel, mapping, first, last)
+
+
 class Bug100(RestartCount):
     """Who waited once asks for ever: the request is never cleared."""
 
@@ -217,6 +233,37 @@ class Bug011d(OnePage):
         self.unmap(mm, 0)
 
 
+class Bug045(Extents):
+    """Whole tables move while walks from pages go on: one that has come down to the table by its old place clears a pte
+    there, and flushes the address where the page no longer is."""
+
+    since = "5.0, mended 5.14"
+    wrong = "a page is freed that a TLB leads to from the new place"
+
+    def move_table(
+        self,
+        mapping: address_space | None,
+        vma: vm_area_struct,
+        new_vma: vm_area_struct,
+        level: int,
+        old: int,
+        new: int,
+        into: int,
+    ) -> bool:
+        return hook_over(vma, level, old, new, into)
+
+
+# ------------------------------------------------------------------ swap
+class Bug086(SwapIn):
+    """That it is in the swap cache is enough: it may be there for another slot by now, and its own be another's."""
+
+    since = "mended 2.6.36"
+    wrong = "another one's page is mapped"
+
+    def is_page_of(self, pfn: int, slot: int) -> bool:
+        return bool(self.kernel.frames.flags[pfn] & PG_SWAPCACHE)
+
+
 TRUNCATE = {
     "bug-2": Bug002,
     "bug-3": Bug003,
@@ -228,6 +275,8 @@ TRUNCATE = {
     "bug-7c": Bug007c,
     "bug-7d": Bug007d,
     "bug-55": Bug055,
+    "bug-56": Bug056,
     "bug-100": Bug100,
 }
-MREMAP = {"bug-11a": Bug011a, "bug-11b": Bug011b, "bug-11c": Bug011c, "bug-11d": Bug011d}
+MREMAP = {"bug-45": Bug045, "bug-11a": Bug011a, "bug-11b": Bug011b, "bug-11c": Bug011c, "bug-11d": Bug011d}
+SWAP_IN = {"bug-86": Bug086}

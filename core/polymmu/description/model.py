@@ -149,6 +149,8 @@ class KernelChoice:
     truncate: str = variant("restart-count", "how a file's pages leave every mm")
     fault_recheck: str = variant("cache", "what a fault of a file checks below the table lock")
     mremap: str = variant("extents", "how mremap moves pages")
+    gup: str = variant("foll-write", "how get_user_pages sees to it that it holds the right page")
+    swap_in: str = variant("by-slot", "what a fault asks of a page it has found in the swap cache")
     rmap_tree: str = variant("interval", "how a file's vmas are found by page: interval or prio, core's both")
     try_to_unmap: str = variant("flush-each", "how a page that goes out is taken out of its ptes")
     cluster_scan: str = variant("lockbreak", "how pages are taken out of nonlinear mappings")

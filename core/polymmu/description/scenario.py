@@ -217,6 +217,22 @@ class Truncate:
 
 
 @attrs.frozen(kw_only=True)
+class Sync:
+    """Write out what was stored to a file through shared mappings (fsync)."""
+
+    file: str = name_of("which file")
+
+
+@attrs.frozen(kw_only=True)
+class Punch:
+    """Make some pages of a file zeroes; they leave every mapping and the cache."""
+
+    file: str = name_of("which file")
+    offset: str = span("where in the file")
+    length: str = span("how much")
+
+
+@attrs.frozen(kw_only=True)
 class GupFast:
     """Take references to the pages of a range without a lock (get_user_pages_fast), and drop them."""
 
@@ -285,7 +301,12 @@ class Step:
     fetch: Access | None = field(default=None, metadata=doc("fetch an instruction"))
     touch: Touch | None = field(default=None, metadata=doc("access every page of a range"))
     truncate: Truncate | None = field(default=None, metadata=doc("set a file's size"))
+    punch: Punch | None = field(default=None, metadata=doc("make some pages of a file zeroes"))
+    sync: Sync | None = field(default=None, metadata=doc("write out what was stored to a file"))
     gup_fast: GupFast | None = field(default=None, metadata=doc("look pages up without a lock"))
+    poke: Access | None = field(
+        default=None, metadata=doc("write a byte as a debugger does, also where the program may not")
+    )
     attach: Attach | None = field(default=None, metadata=doc("let a device use an address space"))
     device: Device | None = field(default=None, metadata=doc("let the device access memory"))
     work: Cycles | None = field(default=None, metadata=doc("compute without memory"))

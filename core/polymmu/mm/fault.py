@@ -256,7 +256,9 @@ def _do_wp_page(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, v
     if shared or (old_flags & PG_ANON and frames.mapcount[old] == 1 and reuse_swap_page(kernel, old)):
         if shared and not old_flags & PG_RESERVED:
             frames.flags[old] |= PG_DIRTY
-        value = kernel.shape.pte.write.set(_dirty(kernel, _young(kernel, value)))
+        value = _dirty(kernel, _young(kernel, value))
+        if vma.vm_flags & VM_WRITE:  # a debugger stores where the program may not
+            value = kernel.shape.pte.write.set(value)
         ops.set_access_flags(vma, page, ptep, value)
         ops.update_mmu_cache(vma, page, ptep, 1)
         pte_unlock(mm, ptep)

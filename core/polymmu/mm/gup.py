@@ -8,23 +8,66 @@ Whatever is unusual, or would need a fault, is left to the slow walk, below mmap
 
 A huge page is taken where its entry is, and held by its first frame (``compound_head``).
 
-First reading: ``get_user_pages_fast``, ``_walk``.
+A debugger may store where the program may not (``force``): into a private copy, never into the page that others see.
+The slow walk makes that copy by a fault, and then looks again, for the copy may have gone by then; it must not be
+content with what it could read (Linux 4.9; CVE-2016-5195). ``GetUserPages`` has the steps that were once otherwise.
+
+First reading: ``get_user_pages_fast``, ``_walk``; then ``get_user_pages``.
 """
 
 from __future__ import annotations
 
 import errno
 
+from polymmu.description.model import KernelChoice
 from polymmu.errors import syscall_error
 from polymmu.hardware.entry import EntryFormat
+from polymmu.hardware.ram import NONZERO
 from polymmu.hooks import ArchKernel
 from polymmu.mm.access import vma_allowing
 from polymmu.mm.fault import serve_fault
 from polymmu.mm.frames import compound_head, get_page, get_page_unless_zero, put_compound_page
-from polymmu.mm.tables import find_entry, pte_lock, pte_unlock, read_entry, read_pte
-from polymmu.structs import VM_PFNMAP, FaultInfo, mm_struct, vm_area_struct
+from polymmu.mm.tables import find_entry, pfn_of, pte_lock, pte_unlock, read_entry, read_pte
+from polymmu.structs import (
+    PG_ANON,
+    PG_DIRTY,
+    VM_PFNMAP,
+    VM_SHARED,
+    FaultInfo,
+    mm_struct,
+    vm_area_struct,
+)
 
-__all__ = ["get_user_pages", "get_user_pages_fast"]
+__all__ = ["GetUserPages", "access_remote_vm", "get_user_pages", "get_user_pages_fast"]
+
+
+class GetUserPages:
+    """A page to be stored to is one until it is held; what was read without a lock is read again."""
+
+    since = "4.9"
+    wrong = ""
+
+    def __init__(self, kernel: ArchKernel) -> None:
+        self.kernel = kernel
+
+    @staticmethod
+    def refuses(choice: KernelChoice) -> str:
+        """Why this makes no sense beside the other choices; empty where it does."""
+        return ""
+
+    def still_writes(self, vma: vm_area_struct, kind: str) -> bool:
+        """After a fault of ``kind`` was served for a store: whether the page looked for must still allow stores."""
+        return True
+
+    def rereads(self) -> bool:
+        """Whether a frame held by the fast walk is let go again where its entry has changed."""
+        return True
+
+
+def strategy_of(kernel: ArchKernel) -> GetUserPages:
+    """The machine's."""
+    strategy: GetUserPages = kernel.variants.gup
+    return strategy
 
 
 def get_user_pages_fast(mm: mm_struct, addr: int, write: bool = False) -> int:
@@ -110,13 +153,18 @@ def _take(
     if not _allows(format, value, write):
         return -1
     pfn = format.frame_of(value) + addr - page >> mm.layout.page_shift
-    if pfn >= kernel.frames.count or not get_page_unless_zero(kernel, pfn):
+    if pfn >= kernel.frames.count:
         return -1
-    again = _read(mm, rank, entry)
-    _tell(mm, rank, entry, -1)
-    if again != value:
-        put_compound_page(kernel, pfn)
+    kernel.sched.point("write", ("frame", pfn))
+    if not get_page_unless_zero(kernel, pfn):
         return -1
+    if strategy_of(kernel).rereads():
+        again = _read(mm, rank, entry)
+        _tell(mm, rank, entry, -1)
+        if again != value:
+            put_compound_page(kernel, pfn)
+            return -1
+    kernel.events.page_pinned(mm, kernel.sched.cpu.index, rank, entry, pfn)
     return pfn
 
 
@@ -132,26 +180,40 @@ def _allows(format: EntryFormat, value: int, write: bool) -> bool:
 
 
 # ------------------------------------------------------------------ below mmap_lock
-def get_user_pages(mm: mm_struct, addr: int, write: bool = False) -> int:
-    """As ``get_user_pages_fast`` for any mm, always with mmap_lock."""
+def get_user_pages(mm: mm_struct, addr: int, write: bool = False, force: bool = False) -> int:
+    """As ``get_user_pages_fast`` for any mm, always with mmap_lock.
+
+    ``force``: to be stored to although the program may not, which is a private copy then (Linux: FOLL_FORCE).
+    """
     kernel: ArchKernel = mm.kernel
-    info = FaultInfo(access="store" if write else "load", kind="not_present", user=True)
     mm.mmap_lock.down_read()
     try:
         while True:
-            vma = vma_allowing(mm, addr, info)
+            vma = _vma_for(mm, addr, write, force)
             if vma.vm_flags & VM_PFNMAP:
                 raise syscall_error(errno.EFAULT, f"{addr:#x} is a device's memory, without page frames")
-            pfn = _follow_page(vma, addr, write)
+            pfn = _follow_page(vma, addr, write, force)
             if pfn >= 0:
                 return pfn
-            kind, n = serve_fault(vma, addr, info.access)
+            kind, n = serve_fault(vma, addr, "store" if write else "load")
             kernel.events.fault(mm, addr, "minor" if kind == "anonymous" else kind, n)
+            write = write and strategy_of(kernel).still_writes(vma, kind)
     finally:
         mm.mmap_lock.up_read()
 
 
-def _follow_page(vma: vm_area_struct, addr: int, write: bool) -> int:
+def _vma_for(mm: mm_struct, addr: int, write: bool, force: bool) -> vm_area_struct:
+    """The vma that allows it, or the private one that a debugger may store to all the same."""
+    if write and force:
+        vma = vma_allowing(mm, addr, FaultInfo(access="load", kind="not_present", user=True))
+        if not vma.vm_flags & VM_SHARED and not vma.huge_size:
+            return vma
+    return vma_allowing(
+        mm, addr, FaultInfo(access="store" if write else "load", kind="not_present", user=True)
+    )
+
+
+def _follow_page(vma: vm_area_struct, addr: int, write: bool, force: bool) -> int:
     """The frame of ``addr`` with a reference, or -1 where a fault is due. The caller holds mmap_lock."""
     mm = vma.vm_mm
     kernel: ArchKernel = mm.kernel
@@ -167,7 +229,7 @@ def _follow_page(vma: vm_area_struct, addr: int, write: bool) -> int:
     else:
         pte_lock(mm, ptep)
     value = read_pte(mm, ptep)
-    if _allows(format, value, write):
+    if _allows(format, value, write) or (force and _is_own_copy(vma, value)):
         pfn = format.frame_of(value) + addr - page >> mm.layout.page_shift
         get_page(kernel, compound_head(kernel, pfn))
     if size:
@@ -175,3 +237,28 @@ def _follow_page(vma: vm_area_struct, addr: int, write: bool) -> int:
     else:
         pte_unlock(mm, ptep)
     return pfn
+
+
+def _is_own_copy(vma: vm_area_struct, value: int) -> bool:
+    """Whether a pte maps a page that nobody else maps, so that a store to it is seen by this program alone.
+
+    A pte without the write right may do so: that of a private copy in a mapping that is not writable.
+    """
+    kernel: ArchKernel = vma.vm_mm.kernel
+    if vma.huge_size or not _allows(kernel.shape.pte, value, False):
+        return False
+    pfn = pfn_of(kernel.shape, value)
+    return bool(kernel.frames.flags[pfn] & PG_ANON) and kernel.frames.mapcount[pfn] == 1
+
+
+def access_remote_vm(mm: mm_struct, addr: int, data: bytes) -> None:
+    """Store ``data``, in one page, at ``addr`` as a debugger does: into a private copy where the program may not store.
+
+    Raises as ``get_user_pages``. May sleep.
+    """
+    kernel: ArchKernel = mm.kernel
+    pfn = get_user_pages(mm, addr, write=True, force=True)
+    kernel.events.page_stored(mm, addr, pfn)
+    kernel.ram.write((pfn << mm.layout.page_shift) + addr % mm.layout.page_size, data)
+    kernel.frames.flags[pfn] |= PG_DIRTY | NONZERO
+    put_compound_page(kernel, compound_head(kernel, pfn))

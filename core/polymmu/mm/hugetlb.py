@@ -148,8 +148,7 @@ def _no_page(vma: vm_area_struct, page: int, ptep: int, write: bool) -> bool:
     pfn, own = _page_for(vma, index, write)
     mm.page_table_lock.lock()
     ours = read_pte(mm, ptep) == format_in(vma).empty and (
-        file is None
-        or (index << shift < file.size and (own or is_cached_at(kernel, file.mapping, index, pfn)))
+        file is None or (index << shift < file.size and (own or is_cached_at(file.mapping, index, pfn)))
     )
     if ours:
         frames.mapcount[pfn] += 1

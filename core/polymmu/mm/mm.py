@@ -62,6 +62,7 @@ def boot(kernel: ArchKernel) -> None:
             i_mmap_lock(sched, "i_mmap_lock"),
             Mutex(sched, "i_mutex"),
             Mutex(sched, "unmap_mutex"),
+            RwSem(sched, "invalidate_lock"),
             kernel.variants.rmap_tree.new_tree(),
         ),
         fails,

@@ -35,7 +35,7 @@ from polymmu.mm.tables import (
 from polymmu.mm.truncate_count import truncate_counts
 from polymmu.structs import EntryRun, address_space, mm_struct, vm_area_struct
 
-__all__ = ["Extents", "move_page_tables"]
+__all__ = ["Extents", "hook_over", "move_page_tables"]
 
 
 def move_page_tables(
@@ -115,10 +115,7 @@ class Extents:
                 entry = alloc_entry(mm, new, level)
                 if entry < 0:
                     return 0
-                self.lock_rmap(mapping, vma, new_vma)
-                hooked = _move_table(vma, level, old, new, entry)
-                self.unlock_rmap(mapping, vma)
-                if hooked:
+                if self.move_table(mapping, vma, new_vma, level, old, new, entry):
                     return span
         extent = self.extent(_extent(layout.span_of(layout.pmd_level), old, new, left))
         into = alloc_entry(mm, new)
@@ -128,6 +125,22 @@ class Extents:
         self.move_ptes(vma, old, new, into, extent)
         self.unlock_rmap(mapping, vma)
         return extent
+
+    def move_table(
+        self,
+        mapping: address_space | None,
+        vma: vm_area_struct,
+        new_vma: vm_area_struct,
+        level: int,
+        old: int,
+        new: int,
+        into: int,
+    ) -> bool:
+        """Hook the table below ``old``'s entry of ``level`` over to the entry ``into``; False if that is not empty."""
+        self.lock_rmap(mapping, vma, new_vma)
+        hooked = hook_over(vma, level, old, new, into)
+        self.unlock_rmap(mapping, vma)
+        return hooked
 
     def lock_rmap(self, mapping: address_space | None, vma: vm_area_struct, new_vma: vm_area_struct) -> None:
         """No walk from a page passes by ``vma`` from here on, nor by another vma that may map its pages (A5.4)."""
@@ -199,8 +212,8 @@ def _first_missing(mm: mm_struct, addr: int) -> int:
     return -1
 
 
-def _move_table(vma: vm_area_struct, level: int, old: int, new: int, into: int) -> bool:
-    """Hook the table below ``old``'s entry of ``level`` over to the entry ``into``; False if that is not empty."""
+def hook_over(vma: vm_area_struct, level: int, old: int, new: int, into: int) -> bool:
+    """The same, with the locks of the walks from pages held."""
     mm = vma.vm_mm
     kernel: ArchKernel = mm.kernel
     format = format_of(mm, level)

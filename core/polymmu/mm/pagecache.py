@@ -143,7 +143,7 @@ def _put(kernel: AnyKernel, pfn: int, order: int) -> None:
         put_page(kernel, pfn)
 
 
-def is_cached_at(kernel: AnyKernel, mapping: address_space, index: int, pfn: int) -> bool:
+def is_cached_at(mapping: address_space, index: int, pfn: int) -> bool:
     """Whether ``pfn`` is page ``index`` of ``mapping`` now: truncation may have taken it out (A1.8)."""
     cached: int | None = mapping.pages.get(index)
     return cached == pfn
@@ -165,10 +165,10 @@ def remove_from_page_cache(kernel: AnyKernel, mapping: address_space, index: int
     _put(kernel, pfn, _order_of(kernel, mapping))
 
 
-def drop_page_cache(kernel: AnyKernel, mapping: address_space, first: int) -> None:
-    """Take out every page from index ``first`` on."""
+def drop_page_cache(kernel: AnyKernel, mapping: address_space, first: int, last: int | None = None) -> None:
+    """Take out every page from index ``first`` on, up to ``last`` where that is given."""
     lru_add_drain(kernel)
-    for index in list(mapping.pages.irange(minimum=first)):
+    for index in list(mapping.pages.irange(first, last)):
         remove_from_page_cache(kernel, mapping, index)
 
 

@@ -2,7 +2,7 @@
 
 Between finding the page and mapping it the fault may sleep, and a truncation may come and go. Truncation writes the
 size, unmaps, then takes the page out of the cache. So a page that is inside the file and in its cache may be mapped:
-truncation has yet to come this way.
+truncation has yet to come this way. Who punches a hole does the same with ``mapping.hole`` in place of the size.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ class CacheRecheck:
         return ""
 
     def begin(self, file: File) -> int:
-        """Before the fault reads the file's size: what ``may_map`` will want to know."""
+        """Before the fault reads the file's size: what ``may_map`` will want to know. Waits until no hole is being
+        punched; may sleep."""
+        mapping = file.mapping
+        if mapping.hole is not None:
+            mapping.invalidate_lock.down_read()
+            mapping.invalidate_lock.up_read()
         return 0
 
     def is_wanted(self, file: File, index: int) -> bool:
@@ -41,7 +46,9 @@ class CacheRecheck:
         """With the table lock held: whether page ``index``, found as frame ``cached``, or its ``private`` copy may be
         mapped. False: the fault begins anew."""
         inside = index * self.kernel.shape.layout.page_size < file.size
-        return inside and is_cached_at(self.kernel, file.mapping, index, cached)
+        hole = file.mapping.hole
+        punched = hole is not None and hole[0] <= index <= hole[1]
+        return inside and not punched and is_cached_at(file.mapping, index, cached)
 
 
 def recheck_of(kernel: ArchKernel) -> CacheRecheck:

@@ -19,6 +19,7 @@ import errno
 
 import numpy as np
 
+from polymmu.description.model import KernelChoice
 from polymmu.errors import UserMistake, syscall_error
 from polymmu.hardware.ram import NONZERO
 from polymmu.hooks import ArchKernel
@@ -30,6 +31,7 @@ from polymmu.sched.locks import Spinlock
 from polymmu.structs import PG_DIRTY, PG_SWAPCACHE, EntryRun, Shape, SwapArea, mm_struct, vm_area_struct
 
 __all__ = [
+    "SwapIn",
     "add_to_swap",
     "boot_swap",
     "delete_from_swap_cache",
@@ -260,7 +262,8 @@ def do_swap_page(vma: vm_area_struct, page: int, ptep: int, value: int, write: b
         return "minor"
     lock_page(kernel, pfn)
     ours = False
-    if _is_page_of(kernel, pfn, slot):
+    swap_in: SwapIn = kernel.variants.swap_in
+    if swap_in.is_page_of(pfn, slot):
         pte_lock(mm, ptep)
         ours = read_pte(mm, ptep) == value
         if ours:
@@ -268,6 +271,7 @@ def do_swap_page(vma: vm_area_struct, page: int, ptep: int, value: int, write: b
             page_add_anon_rmap(vma, page, pfn)
             mm.anon_rss += 1
             mm.swapents -= 1
+            kernel.events.swapped_in(mm, page, slot, pfn)
             _swap_free(area, slot)
             alone = try_to_free_swap(kernel, pfn) and frames.mapcount[pfn] == 1
             enter_pte(kernel, vma, page, ptep, pfn, write and alone)
@@ -278,10 +282,24 @@ def do_swap_page(vma: vm_area_struct, page: int, ptep: int, value: int, write: b
     return "major" if was_read else "minor"
 
 
-def _is_page_of(kernel: ArchKernel, pfn: int, slot: int) -> bool:
-    """Whether a locked page is still in the cache, and for the slot it was found for (corpus 86)."""
-    frames = kernel.frames
-    return bool(frames.flags[pfn] & PG_SWAPCACHE) and frames.private[pfn] == slot
+class SwapIn:
+    """A page found for a slot is asked, once it is locked, whether it still is that slot's."""
+
+    since = "2.6.36"
+    wrong = ""
+
+    def __init__(self, kernel: ArchKernel) -> None:
+        self.kernel = kernel
+
+    @staticmethod
+    def refuses(choice: KernelChoice) -> str:
+        """Why this makes no sense beside the other choices; empty where it does."""
+        return ""
+
+    def is_page_of(self, pfn: int, slot: int) -> bool:
+        """Whether a locked page is still in the cache, and for the slot it was found for."""
+        frames = self.kernel.frames
+        return bool(frames.flags[pfn] & PG_SWAPCACHE) and frames.private[pfn] == slot
 
 
 def _unlock(kernel: ArchKernel, pfn: int) -> None:

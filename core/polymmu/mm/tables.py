@@ -20,7 +20,7 @@ import numpy as np
 from polymmu.hardware.scans import read_run
 from polymmu.hooks import ArchKernel
 from polymmu.sched.locks import Spinlock
-from polymmu.structs import EntryRun, Shape, mm_struct, vm_area_struct
+from polymmu.structs import VM_WRITE, EntryRun, Shape, mm_struct, vm_area_struct
 
 __all__ = [
     "account_table",
@@ -263,10 +263,13 @@ def pfn_of(shape: Shape, pte: int) -> int:
 
 
 def enter_pte(kernel: ArchKernel, vma: vm_area_struct, page: int, ptep: int, pfn: int, write: bool) -> None:
-    """Set the pte for ``pfn``, as stored to if ``write``; the table lock is held and the entry maps nothing."""
+    """Set the pte for ``pfn``, as stored to if ``write``; the table lock is held and the entry maps nothing.
+
+    Not where only a debugger may store: no entry lets the program do so.
+    """
     ops, shape = kernel.ops, kernel.shape
     prot = vma.vm_page_prot
     run = kernel.one_entry
-    run[0] = pfn << shape.pfn_shift | (shape.stored[prot] if write else prot)
+    run[0] = pfn << shape.pfn_shift | (shape.stored[prot] if write and vma.vm_flags & VM_WRITE else prot)
     ops.set_pte(vma.vm_mm, page, ptep, run)
     ops.update_mmu_cache(vma, page, ptep, 1)

@@ -134,6 +134,13 @@ class RestartCount(TruncateCounts):
         self.unmap(self.call(mapping, first, last, even_cows))
         mapping.unmap_mutex.unlock()
 
+    def punch(self, mapping: address_space, first: int, last: int) -> None:
+        """Take the pages ``first`` to ``last`` out of every mm, then out of the cache. ``mapping.hole`` says so."""
+        kernel = self.kernel
+        page_size = kernel.shape.layout.page_size
+        unmap_mapping_range(kernel, mapping, first * page_size, (last - first + 1) * page_size, False)
+        drop_page_cache(kernel, mapping, first, last)
+
     def call(self, mapping: address_space, first: int, last: int, even_cows: bool) -> Unmapping:
         """What is known of a call before it begins."""
         lock = mapping.i_mmap_lock

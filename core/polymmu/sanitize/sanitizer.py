@@ -17,6 +17,7 @@ from polymmu.sanitize.balance import check_balance, frames_held
 from polymmu.sanitize.cached import FreedFrames, LocklessWalks, LostRights
 from polymmu.sanitize.devices import DeviceEntries
 from polymmu.sanitize.emptied import Emptied
+from polymmu.sanitize.held import HeldPages
 from polymmu.sanitize.judge import Bench, Judge
 from polymmu.sanitize.progress import Progress
 from polymmu.sanitize.state import State
@@ -33,7 +34,16 @@ class Sanitizer:
         self.bench = Bench(kernel)
         self.judges: tuple[Judge, ...] = tuple(
             judge(self.bench)
-            for judge in (FreedFrames, Emptied, LostRights, LocklessWalks, DeviceEntries, State, Progress)
+            for judge in (
+                FreedFrames,
+                Emptied,
+                LostRights,
+                LocklessWalks,
+                HeldPages,
+                DeviceEntries,
+                State,
+                Progress,
+            )
         )
         self.held = frames_held(kernel)
         kernel.events = Events((*kernel.events.observers, self.bench, *self.judges))

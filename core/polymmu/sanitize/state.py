@@ -61,7 +61,7 @@ class State(Judge):
         self.eager = True
         """Whether to look also before the end."""
         self._astray = 0
-        """CPUs that frames were freed behind the backs of: lazy ones then, which forget before they run a program."""
+        """CPUs that frames were freed or cleaned behind the backs of: lazy then, they forget before they run on."""
         self._out = np.empty(STORED, dtype=np.int64)
         self._frames = self.kernel.frames.table.reshape(-1)
         self._roots: dict[tuple[int, int], dict[int, tuple[tuple[int, int], ...]]] = {}
@@ -114,6 +114,10 @@ class State(Judge):
                 self.stored[pfn] = frames.generation[pfn], self.bench.now(f"frame {pfn} was stored to")
 
     def page_cleaned(self, pfn: int) -> None:
+        for cpu in self.kernel.cpus:
+            if self.kernel.lazy >> cpu.index & 1:
+                self.before_invalidate(cpu)  # what it has of this page is old from now on
+        self._astray |= self.kernel.lazy
         self.stored.pop(pfn, None)
 
     def page_uncached(self, mapping: address_space, index: int, pfn: int) -> None:

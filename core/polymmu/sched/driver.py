@@ -185,7 +185,3 @@ class TaskSched(Sched):
         ``idle`` False: its CPU does not count as idle meanwhile.
         """
         raise NotImplementedError
-
-    def sleep(self, cycles: int) -> None:
-        """The current task sleeps for so many cycles; others may run on its CPU."""
-        raise NotImplementedError

@@ -340,11 +340,20 @@ class TaskRun:
     def _truncate(self, what: Any) -> None:
         self._file_of(what.file).truncate(self.run_of.length(what.length))
 
+    def _punch(self, what: Any) -> None:
+        self._file_of(what.file).punch_hole(self.run_of.length(what.offset), self.run_of.length(what.length))
+
+    def _sync(self, what: Any) -> None:
+        self._file_of(what.file).sync()
+
     def _gup_fast(self, what: Any) -> None:
         at, length = self._range(what)
         mm = self._mm_of(what)
         for frame in [mm.gup_fast(va, what.write) for va in range(at, at + length, self.machine.page_size)]:
             mm.put(frame)
+
+    def _poke(self, what: Any) -> None:
+        self._mm_of(what).poke(self.run_of.length(what.at), b"x")
 
     def _attach(self, what: Any) -> None:
         mm = self._mm_of(what)
