@@ -46,11 +46,15 @@ _ATOMS = (
 
 
 class Saved:
-    """The state of everything reachable from ``roots`` when it was made, but for what is in ``leave``."""
+    """The state of everything reachable from ``roots`` when it was made, but for what is in ``leave``.
+
+    Frames below ``stocked`` may be used in any order, those above from the bottom up.
+    """
 
     def __init__(
-        self, roots: Iterable[object], ram: Ram, frames: Frames, leave: Iterable[object] = ()
+        self, roots: Iterable[object], ram: Ram, frames: Frames, leave: Iterable[object] = (), stocked: int = 0
     ) -> None:
+        self._stocked = stocked
         self._ram, self._frames = ram, frames
         self._pages = ram.bytes.reshape(-1, frames.page_size)
         self._seen: dict[int, object] = {id(thing): thing for thing in (ram, frames, *leave)}
@@ -113,7 +117,7 @@ class Saved:
     def _save_frames(self) -> None:
         table = self._frames.table
         used = np.flatnonzero(table.any(axis=0))
-        self._high = int(used[-1]) + 1 if len(used) else 0
+        self._high = max(int(used[-1]) + 1 if len(used) else 0, self._stocked)
         self._table = table[:, : self._high].copy()
         holds = self._table[FLAGS] & (PG_TABLE | NONZERO) != 0
         self._full = np.flatnonzero(holds)
@@ -124,7 +128,7 @@ class Saved:
     def _restore_frames(self) -> None:
         table = self._frames.table
         high = self._high
-        # Frames are used from the bottom up: look beyond for as long as there are any.
+        # From here on frames are used from the bottom up: look beyond for as long as there are any.
         end = high
         while end < self._frames.count and table[:, end].any():
             self._pages[end] = 0

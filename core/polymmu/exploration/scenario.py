@@ -110,6 +110,7 @@ class Explored:
                 self,
                 file,
             ],
+            kernel.free.bump,
         )
 
     def once(self, picker: Picker, *, unbounded: bool = False) -> Outcome:
