@@ -52,7 +52,12 @@ class Saved:
     """
 
     def __init__(
-        self, roots: Iterable[object], ram: Ram, frames: Frames, leave: Iterable[object] = (), stocked: int = 0
+        self,
+        roots: Iterable[object],
+        ram: Ram,
+        frames: Frames,
+        leave: Iterable[object] = (),
+        stocked: int = 0,
     ) -> None:
         self._stocked = stocked
         self._ram, self._frames = ram, frames
