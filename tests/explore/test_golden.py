@@ -72,4 +72,3 @@ def test_hash_seeds_do_not_count(seed: str) -> None:
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "[]"
-

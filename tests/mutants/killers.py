@@ -1,7 +1,8 @@
 """Who looks for what a mutant breaks: explorations, timed runs under the referee, and the conformance kit.
 
 A killer says what it found, or nothing. On the code as it is none finds anything, which a test sees to. Names are
-``explore/SCENARIO@MACHINE+SETTING`` (the general scenarios in ``tests/explore``), ``gallery/SCENARIO@MACHINE`` (the
+``explore/SCENARIO@MACHINE+SETTING`` (the general scenarios in ``tests/explore``), ``random/...`` (the same, by random
+schedules, which also come upon what is no operation of the explorer), ``gallery/SCENARIO@MACHINE`` (the
 fixed variants of known bugs), ``timed/MACHINE#SEED`` (random correct work),
 ``run/SCENARIO@MACHINE#SEED`` (the scenarios that ship) and ``kit/GROUP@MACHINE``.
 
@@ -45,7 +46,7 @@ ALARMS = {
 }
 """What is told of on the code as it is: nobody is asked there."""
 
-EXECUTIONS = {"explore": (8, 60), "gallery": (50, 150)}
+EXECUTIONS = {"explore": (8, 60), "random": (150, 150), "gallery": (50, 150)}
 """How many random executions, and how many altogether, an exploration makes."""
 TIMED_STEPS = 60
 PATIENCE_SECONDS = 8.0
@@ -103,7 +104,7 @@ def find(name: str) -> str:
     machine, _, seed = machine.partition("#")
     try:
         with patience():
-            if kind in ("explore", "gallery"):
+            if kind in EXECUTIONS:
                 machine, *sets = machine.split("+")
                 return _explored(kind, case, machine, sets)
             if kind == "timed":
@@ -120,7 +121,7 @@ def _explored(kind: str, scenario: str, machine: str, sets: Sequence[str]) -> st
     from polymmu.exploration.explorer import Limits, search
     from polymmu.exploration.scenario import Explored
 
-    folder = GENERAL if kind == "explore" else ROOT / "configs" / "polymmu_scenarios"
+    folder = GENERAL if kind != "gallery" else ROOT / "configs" / "polymmu_scenarios"
     program = Explored(machine, load_scenario(str(folder / f"{scenario}.yaml")), sets=sets)
     random, executions = EXECUTIONS[kind]
     limits = Limits(random=random, executions=executions, seconds=3600, preemptions=-1)
