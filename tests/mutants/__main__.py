@@ -9,10 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tests.mutants.overlay import ROOT, rows
-from tests.mutants.table import alike, judge, page
-
-PAGE = ROOT / "docs" / "mutants.md"
+from tests.mutants.overlay import rows
+from tests.mutants.table import PAGE, alike, judge, page
 
 
 def main(arguments: Sequence[str]) -> int:

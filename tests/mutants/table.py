@@ -12,15 +12,16 @@ from multiprocessing.connection import Connection
 import attrs
 
 from tests.mutants.killers import find, killers_of
-from tests.mutants.overlay import Row, install, rows
+from tests.mutants.overlay import ROOT, Row, install, rows
 
-__all__ = ["Verdict", "alike", "judge", "page", "run_here", "sampled"]
+__all__ = ["PAGE", "Verdict", "alike", "judge", "page", "run_here", "sampled"]
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["attrs", "greenlet", "numba", "numpy", "pluggy", "sortedcontainers", "yaml"]
 )
 
+PAGE = ROOT / "docs" / "mutants.md"
 CPU_SECONDS = 30
 """Within so much CPU time a mutant must be killed."""
 
@@ -48,9 +49,7 @@ def run_here(name: str) -> tuple[str, str, float]:
     row = rows()[name]
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS + 5, CPU_SECONDS + 10))
     install(row)
-    import os
-
-    for killer in row.by if os.environ.get("M_FAST") else killers_of(row):
+    for killer in killers_of(row):
         found = find(killer)
         if found:
             return killer, found, time.process_time()
@@ -79,8 +78,9 @@ def _report(to: Connection, name: str) -> None:
 
 
 def sampled(n: int) -> list[Row]:
-    """``n`` mutants, evenly from all that are to be killed."""
-    able = [row for row in rows().values() if not row.survives]
+    """``n`` mutants, evenly from all that the page says are killed."""
+    text = PAGE.read_text(encoding="utf-8")
+    able = [row for row in rows().values() if f"| {row.name} |" in text and not row.survives]
     return able[:: max(len(able) // n, 1)][:n]
 
 
@@ -90,13 +90,11 @@ HEAD = """\
 
 Made by `python -m tests.mutants`; do not edit.
 
-Each row is a single change to the source of the core or of an architecture
-([tests/mutants/rows](../tests/mutants/rows)),
-made in memory and run in a process of its own until somebody notices: the explorer on the scenarios of
-[tests/explore/general](../tests/explore/general) and on the gallery's fixed variants (`explore`, `gallery`), random
-correct work under the referee (`timed`, `run`), the [conformance kit](conformance.md) (`kit`). All of them
-together have
-30 seconds of CPU time for it. The seconds are one run's, with the import of everything.
+Each row is a single change to the source of the core or of an architecture ([rows](../tests/mutants/rows)), made in
+memory and run in a process of its own until somebody notices: the explorer on the scenarios of
+[tests/explore/general](../tests/explore/general) and on the gallery's fixed variants (`explore`, `random`, `gallery`),
+random correct work under the referee (`timed`, `run`), the [conformance kit](conformance.md) (`kit`). All of them
+together have 30 seconds of CPU time for it. The seconds are one run's, with the import of everything.
 
 What breaks hooks' answers instead is in [mutations.md](mutations.md).
 """
