@@ -114,10 +114,7 @@ class Saved:
         free: FreeFrames,
         leave: Iterable[object] = (),
         slabs: Iterable[Slab[Any]] = (),
-        *,
-        in_stock: int = 0,
     ) -> None:
-        """``in_stock``: below this frame any may be used at any time, above they are used from the bottom up."""
         self._ram, self._frames, self._free = ram, frames, free
         self._pages = ram.bytes.reshape(-1, frames.page_size)
         self._seen: dict[int, object] = {id(thing): thing for thing in (ram, frames, *leave)}
@@ -135,7 +132,7 @@ class Saved:
             copies = Copies()
             self._save_all(copies, [spare])
             self._spares.append((slab, spare, spare.generation, copies))
-        self._save_frames(in_stock)
+        self._save_frames()
 
     def restore(self) -> None:
         """Everything as it was."""
@@ -198,10 +195,10 @@ class Saved:
                 copies.own.append((own, dict(own)))
 
     # ------------------------------------------------------------------ frames
-    def _save_frames(self, in_stock: int) -> None:
+    def _save_frames(self) -> None:
         table = self._frames.table
         used = np.flatnonzero(table.any(axis=0))
-        self._high = max(int(used[-1]) + 1 if len(used) else 0, in_stock)
+        self._high = int(used[-1]) + 1 if len(used) else 0
         self._table = table[:, : self._high].copy()
         self._full = self._table[FLAGS] & (PG_TABLE | NONZERO) != 0
         full = np.flatnonzero(self._full)

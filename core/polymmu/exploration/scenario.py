@@ -158,7 +158,6 @@ class Explored:
                 file,
             ],
             slabs,
-            in_stock=kernel.free.bump,
         )
 
     def once(self, picker: Picker, *, unbounded: bool = False) -> Outcome:

@@ -257,7 +257,12 @@ def do_swap_page(vma: vm_area_struct, page: int, ptep: int, value: int, write: b
     anon_vma_prepare(vma)
     pfn, was_read = _find_or_read(kernel, area, slot)
     if pfn < 0:
-        if read_pte(mm, ptep) == value:
+        pte_lock(
+            mm, ptep
+        )  # who brings the page lets go of the slot first, and enters the page below the same lock
+        unchanged = read_pte(mm, ptep) == value
+        pte_unlock(mm, ptep)
+        if unchanged:
             raise syscall_error(errno.ENOMEM, "no frame left for a page from the swap area")
         return "minor"
     lock_page(kernel, pfn)

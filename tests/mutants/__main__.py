@@ -1,0 +1,40 @@
+"""python -m tests.mutants [--check] [NAME...]
+
+Without names: all of them, and docs/mutants.md is written (``--check``: compared). With names: these, printed.
+Exit status 1 if a mutant survived for no reason that is told, or the page is out of date.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from tests.mutants.overlay import rows
+from tests.mutants.table import PAGE, alike, judge, page
+
+
+def main(arguments: Sequence[str]) -> int:
+    """See the top of the module."""
+    names = [word for word in arguments if word != "--check"]
+    verdicts = []
+    for row in [rows()[name] for name in names] if names else rows().values():
+        verdict = judge(row)
+        verdicts.append(verdict)
+        print(
+            f"{row.name:32} {verdict.seconds:5.1f} s  {verdict.killer or 'SURVIVED'}  {verdict.found[:100]}",
+            flush=True,
+        )
+    text = page(verdicts)
+    stale = False
+    if not names:
+        if "--check" in arguments:
+            stale = not PAGE.exists() or not alike(PAGE.read_text(encoding="utf-8"), text)
+        else:
+            PAGE.write_text(text, encoding="utf-8")
+    if stale:
+        print(f"{PAGE} is out of date; run python -m tests.mutants", file=sys.stderr)
+    return 1 if stale or any(verdict.is_hole for verdict in verdicts) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

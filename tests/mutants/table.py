@@ -1,0 +1,146 @@
+"""Run mutants, each in a process of its own, and tell who killed it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import resource
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.connection import Connection
+
+import attrs
+
+from tests.mutants.killers import find, killers_of
+from tests.mutants.overlay import ROOT, Row, install, rows
+
+__all__ = ["PAGE", "Verdict", "alike", "judge", "page", "run_here", "sampled"]
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["attrs", "greenlet", "numba", "numpy", "pluggy", "sortedcontainers", "yaml"]
+)
+
+PAGE = ROOT / "docs" / "mutants.md"
+CPU_SECONDS = 30
+"""Within so much CPU time a mutant must be killed."""
+
+
+@attrs.frozen
+class Verdict:
+    """What became of a mutant. ``killer`` and ``found``: who, and how; empty: nobody noticed."""
+
+    row: Row
+    killer: str
+    found: str
+    seconds: float
+
+    @property
+    def is_hole(self) -> bool:
+        """Whether it survived, and nothing says why it may."""
+        return not self.killer and not self.row.survives
+
+
+def run_here(name: str) -> tuple[str, str, float]:
+    """Change this process, and ask one killer after another: who found something, what, and the CPU seconds.
+
+    For a process of its own, which has imported nothing of polymmu.
+    """
+    row = rows()[name]
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS + 5, CPU_SECONDS + 10))
+    install(row)
+    for killer in killers_of(row):
+        found = find(killer)
+        if found:
+            return killer, found, time.process_time()
+        if time.process_time() > CPU_SECONDS:
+            break
+    return "", "", time.process_time()
+
+
+def judge(row: Row) -> Verdict:
+    """Run one mutant in a new process, which begins with libraries imported and nothing of ours."""
+    ours, its = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=_report, args=(its, row.name))
+    process.start()
+    its.close()
+    try:
+        killer, found, seconds = ours.recv()
+    except EOFError:  # the limit of CPU time, in something that no signal handler reaches
+        killer, found, seconds = "", "", float(CPU_SECONDS)
+    process.join()
+    return Verdict(row, killer, found, seconds)
+
+
+def _report(to: Connection, name: str) -> None:
+    to.send(run_here(name))
+    to.close()
+
+
+def sampled(n: int) -> list[Row]:
+    """``n`` mutants, evenly from all that the page says are killed."""
+    text = PAGE.read_text(encoding="utf-8")
+    able = [row for row in rows().values() if f"| {row.name} |" in text and not row.survives]
+    return able[:: max(len(able) // n, 1)][:n]
+
+
+# ------------------------------------------------------------------ the page
+HEAD = """\
+# Mutants
+
+Made by `python -m tests.mutants`; do not edit.
+
+Each row is a single change to the source of the core or of an architecture ([rows](../tests/mutants/rows)), made in
+memory and run in a process of its own until somebody notices: the explorer on the scenarios of
+[tests/explore/general](../tests/explore/general) and on the gallery's fixed variants (`explore`, `random`, `gallery`),
+random correct work under the referee (`timed`, `run`), the [conformance kit](conformance.md) (`kit`). All of them
+together have 30 seconds of CPU time for it. The seconds are one run's, with the import of everything.
+
+What breaks hooks' answers instead is in [mutations.md](mutations.md).
+"""
+
+
+def page(verdicts: Sequence[Verdict]) -> str:
+    """docs/mutants.md."""
+    killed = [verdict for verdict in verdicts if verdict.killer]
+    left = [verdict for verdict in verdicts if not verdict.killer]
+    share = 100 * len(killed) / len(verdicts)
+    parts = [HEAD, f"{len(verdicts)} mutants; {len(killed)} killed ({share:.1f} %).\n"]
+    for where, mine in _by_place(killed):
+        parts.append(f"## {where}\n")
+        parts.append("| mutant | what it breaks | killed by | found | s |\n|---|---|---|---|---:|")
+        parts += [
+            f"| {each.row.name} | {each.row.breaks} | {each.killer} | {_short(each.found)} | {each.seconds:.1f} |"
+            for each in mine
+        ]
+        parts.append("")
+    if left:
+        parts.append("## Not noticed\n")
+        parts.append("| mutant | what it breaks | why nobody can tell |\n|---|---|---|")
+        parts += [
+            f"| {each.row.name} | {each.row.breaks} | {each.row.survives or '**a hole**'} |" for each in left
+        ]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _by_place(verdicts: Iterable[Verdict]) -> Iterator[tuple[str, list[Verdict]]]:
+    places: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        places.setdefault(verdict.row.file, []).append(verdict)
+    yield from places.items()
+
+
+def _short(found: str) -> str:
+    """The rule that was broken, or else the beginning of what was said."""
+    rule = re.match(r"INV-[A-Z]+", found)
+    return rule[0] if rule else found[:60].replace("|", "\\|").strip()
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two pages say the same but for seconds."""
+    return _without_seconds(one) == _without_seconds(other)
+
+
+def _without_seconds(text: str) -> str:
+    return re.sub(r"\| \d+\.\d \|$", "|", text, flags=re.MULTILINE)

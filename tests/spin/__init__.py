@@ -1,0 +1,1 @@
+"""Small models that the explorer and SPIN both look at (``tests.spin.models``)."""
