@@ -250,9 +250,11 @@ class Machine:
         """The task that calls this leaves its mm, as exit does; the last user takes it down."""
         self._programs[self._tasks().context].use(None)
 
-    def leave_mm(self) -> None:
-        """The task that calls this leaves its mm, of which somebody else is a user in its place from now on."""
-        self._programs[self._tasks().context].mm = None
+    def leave_mm(self) -> mm_struct | None:
+        """The task that calls this leaves the mm that it runs in, of which the caller is a user in its place."""
+        program = self._programs[self._tasks().context]
+        mm, program.mm = program.mm, None
+        return mm
 
     def work(self, cycles: int) -> None:
         """The task that calls this computes for ``cycles`` without memory."""

@@ -88,7 +88,7 @@ def test_an_entry_is_named_by_its_level_its_address_and_its_mm(arch: str, tmp_pa
 def test_steps_say_whose_entry_it_is_and_of_which_call(broken: Callable[[str], dict[str, Any]]) -> None:
     steps = broken(TABLES)["steps"]
     written = [step["detail"] for step in steps if step["op"] == "write"]
-    assert written == [
+    assert [words for words in written if words.endswith("mm a")] == [
         f"{entry} in mm a" for entry in ("pte of 0x10000", "pmd of 0x0", "pud of 0x0", "pgd of 0x0")
     ]
     assert {step["doing"] for step in steps} == {"", "munmap at 16p length 1p", "truncate file f length 0p"}
@@ -137,7 +137,8 @@ def test_the_text_has_the_finding_first_and_a_column_for_each_cpu(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     file = str(tmp_path / "found.json")
-    assert main(["explore", TABLES, "--machine", "x86_64", "--variant", "buggy", "--replay", file]) == 1
+    found = ["explore", TABLES, "--machine", "x86_64", "--variant", "buggy", "--replay", file]
+    assert main([*found, "--strategy", "pct", "--seed", "2"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("INV-REF: ")
     assert "shrunk to 1 switch, 0 choices (from " in lines[2]
@@ -202,9 +203,9 @@ def test_what_never_ends_is_shown_as_the_steps_that_repeat(livelock: Finding) ->
 
 
 def test_a_switch_that_only_makes_up_for_another_goes_with_it() -> None:
-    """Of the schedule of 4 switches that is found first one is needed: to the truncation, in the middle of munmap."""
+    """Of the schedule of 5 switches that this seed finds one is needed: to the truncation, in the middle of munmap."""
     program = Explored("x86_64", load_scenario(TABLES), variant="buggy")
-    verdict = search(program, "pct")
+    verdict = search(program, "pct", seed=2)
     assert verdict.schedule is not None
     assert verdict.outcome is not None
     assert len(verdict.schedule.turns) > 1
@@ -215,7 +216,7 @@ def test_a_switch_that_only_makes_up_for_another_goes_with_it() -> None:
 
 def test_shrinking_keeps_to_its_budget() -> None:
     program = Explored("x86_64", load_scenario(TABLES), variant="buggy")
-    verdict = search(program, "pct")
+    verdict = search(program, "pct", seed=2)
     assert verdict.schedule is not None
     shrunk = shrink(program, verdict.schedule, "INV-REF", 5)
     assert shrunk.executions == 5
@@ -240,7 +241,7 @@ def test_whoever_interrupts_the_shrinking_or_the_telling_still_gets_the_violatio
     execution: int, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = Explored("x86_64", load_scenario(TABLES), variant="buggy")
-    verdict = search(program, "pct")
+    verdict = search(program, "pct", seed=2)
     interrupt(program, execution, monkeypatch)
     broken = hand_over(program, verdict, budget)
     assert broken.interrupted

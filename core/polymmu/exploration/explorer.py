@@ -88,7 +88,7 @@ class Exploration:
         complete, bound = False, -1
         interrupted = False
         try:
-            if self._is_due("default", strategy in ("portfolio", "default")):
+            if self._is_due("default", strategy in ("portfolio", "default", "pct")):
                 self._once("default", Replay(Schedule(), strict=False))
             if self._is_due("fair", strategy in ("portfolio", "fair")) and self.program.sched.budgets:
                 self._fair()
@@ -199,7 +199,7 @@ class Exploration:
         recorder = Recorder(picker)
         outcome = self.program.once(recorder, unbounded=unbounded)
         self.blocked += outcome.halted is not None
-        if not self.steps:
+        if strategy == "default":  # how long executions are, for random ones
             self.steps = recorder.length
         if outcome.finding:
             self.found = outcome, attrs.evolve(recorder.schedule, unbounded=unbounded)

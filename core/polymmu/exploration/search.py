@@ -126,20 +126,23 @@ class Search:
         self.later = Later()
         self.sleeps = strategy in ("dpor", "sleep")
         self._trace = Trace()
+        self._depth = 0
         self.begin()
 
     def begin(self) -> None:
         """Be ready for an execution along the stack."""
+        self._known = len(self.stack) - 1
+        """Steps that come again; their races were seen."""
+        self._kept = min(self._known, self._depth or -1)
+        """Those of them that were done here, not only heard of."""
         self._depth = 0
         self._ran_into_sleep = False
-        self._known = len(self.stack) - 1
-        """Steps of the last execution that come again; their races were seen."""
-        self._trace.go_back(max(self._known, 0))
+        self._trace.go_back(max(self._kept, 0))
 
     # ------------------------------------------------------------------ during an execution
     def spawned(self, task: int) -> None:
         """See ``Picker``."""
-        if self.strategy == "dpor" and self._depth > self._known:
+        if self.strategy == "dpor" and self._depth > self._kept:
             self._trace.spawn(task)
 
     def pick(self, current: int, able: Sequence[int]) -> int:
@@ -189,7 +192,7 @@ class Search:
         if node.kind and (node.kind, node.chosen) != (kind, task):
             raise Diverged(f"step {self._depth}: task {node.chosen} did '{node.kind}', now {task} '{kind}'")
         did = tuple(accesses)
-        if self._depth <= self._known:
+        if self._depth <= self._kept:
             if node.did != did:
                 raise Diverged(
                     f"step {self._depth}: '{kind}' of task {task} touched other things than before"
@@ -199,7 +202,8 @@ class Search:
         node.did = did
         if self.strategy == "dpor":
             index = len(self._trace)
-            for earlier in self._trace.add(task, did):
+            races = self._trace.add(task, did)
+            for earlier in races if index >= self._known else ():
                 self._race(earlier, index, task)
 
     def stuck(self, blocked: Sequence[tuple[int, Sequence[Access]]]) -> None:

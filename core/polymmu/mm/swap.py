@@ -257,9 +257,8 @@ def do_swap_page(vma: vm_area_struct, page: int, ptep: int, value: int, write: b
     anon_vma_prepare(vma)
     pfn, was_read = _find_or_read(kernel, area, slot)
     if pfn < 0:
-        pte_lock(
-            mm, ptep
-        )  # who brings the page lets go of the slot first, and enters the page below the same lock
+        # Who brings the page lets go of the slot first, and enters the page below the same lock.
+        pte_lock(mm, ptep)
         unchanged = read_pte(mm, ptep) == value
         pte_unlock(mm, ptep)
         if unchanged:

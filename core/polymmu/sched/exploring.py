@@ -19,7 +19,6 @@ First reading: ``point``, ``_park``, ``_can_go``; then ``ipi``.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -309,8 +308,12 @@ class ExploringSched(SharedWords):
             except BaseException as failure:
                 if not self._dying:
                     self._failure = failure
-                    with contextlib.suppress(Exception):  # a picker may complain of the unwinding, too
+                    try:
                         self._finish(task)
+                    except KeyboardInterrupt as pressed:
+                        self._failure = pressed
+                    except Exception:  # a picker may complain of the unwinding, too
+                        pass
             me, task.glet = task.glet, None
             assert me is not None and self._hub is not None
             self._pool.append(me)

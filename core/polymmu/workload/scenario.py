@@ -119,12 +119,14 @@ class ScenarioRun:
                 self.held.remove(name)
                 self.mms[name].checked().mm_users -= 1
 
-    def take_over(self, name: str) -> None:
-        """A task of the mm ends and leaves its use of it to the scenario."""
-        self.machine.leave_mm()
-        if name in self.held:
-            self.mms[name].checked().mm_users -= 1
-        self.held.add(name)
+    def take_over(self) -> None:
+        """A task ends and leaves its use of the mm that it is in to the scenario, which needs no more than one."""
+        struct = self.machine.leave_mm()
+        for name, mm in self.mms.items():
+            if struct is not None and mm.struct is struct:
+                if name in self.held:
+                    struct.mm_users -= 1
+                self.held.add(name)
 
     def give_up(self) -> None:
         """Drop what the setup and the tasks left, and see that nothing stays."""
@@ -179,8 +181,7 @@ class TaskRun:
         sched = self.machine.kernel.sched
         if isinstance(sched, ExploringSched):
             sched.linger(self.own)
-            if self.own:
-                self.run_of.take_over(self.own)
+            self.run_of.take_over()
         else:
             self._leave()
 
