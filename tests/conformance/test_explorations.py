@@ -71,5 +71,5 @@ def test_a_cpu_that_comes_back_to_old_translations_is_caught() -> None:
 
 
 def test_what_breaks_is_shown_by_cpu() -> None:
-    with pytest.raises(AssertionError, match=r"INV-WALK[^\n]*\n\nCPU 0 +CPU 1\n=+ =+\n"):
+    with pytest.raises(AssertionError, match=r"INV-WALK[^\n]*\n\n +CPU 0 +CPU 1\n +=+ =+\n"):
         WALKER(bench_of().with_hook("pte_free_tlb", at_once))

@@ -13,6 +13,7 @@ from polymmu.machine import Machine, Mm
 from polymmu.mm import pagecache, reclaim, swap, truncate
 from polymmu.mm.pagelock import lock_page as lock_now
 from polymmu.mm.rmap import page_referenced
+from polymmu.mm.swap import SwapIn
 from polymmu.mm.tables import find_entry, read_pte
 from polymmu.mm.truncate import unmap_mapping_range
 from polymmu.sanitize.balance import check_balance, frames_held
@@ -378,10 +379,10 @@ def test_corpus_86_a_page_of_another_slot_is_not_mapped(name: str, monkeypatch: 
 def test_corpus_86_asking_only_whether_it_is_in_the_cache_maps_foreign_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def only_in_cache(kernel: ArchKernel, pfn: int, slot: int) -> bool:
-        return bool(kernel.frames.flags[pfn] & PG_SWAPCACHE)
+    def only_in_cache(strategy: SwapIn, pfn: int, slot: int) -> bool:
+        return bool(strategy.kernel.frames.flags[pfn] & PG_SWAPCACHE)
 
-    monkeypatch.setattr(swap, "_is_page_of", only_in_cache)
+    monkeypatch.setattr(SwapIn, "is_page_of", only_in_cache)
     assert stale_identity("x86", monkeypatch) == 0
 
 
