@@ -40,9 +40,6 @@ ALARMS = {
         "lazy-and-tables",
         "ia64",
     ): "tables here go before the flush of the addresses where they are mapped, as in Linux",
-    ("fork-and-write", "ia64"): "INV-TLB, not understood yet",
-    ("fork-and-write", "ppc64"): "INV-TLB, not understood yet",
-    ("fork-and-write", "s390"): "INV-TLB, not understood yet",
 }
 """What is told of on the code as it is: nobody is asked there."""
 
@@ -93,7 +90,7 @@ def kit_groups() -> tuple[str, ...]:
     """The kit's groups by name, the quickest first. Not asked of the kit: nothing may be imported yet."""
     return (
         "TableFreeing", "Gather", "Faults", "Tlb", "Contexts", "Notes", "SoftEntries", "HugePages", "Sharing", "Exit",
-        "RangeWalks", "Layout", "Walker", "Failures", "Races", "Programs",
+        "RangeWalks", "Layout", "Walker", "Failures", "Races", "Explorations", "Programs",
     )  # fmt: skip
 
 

@@ -187,6 +187,7 @@ def _visible(
                 fetch(addr)
 
     def set_pte(mm: mm_struct, addr: int, ptep: int, values: Any) -> None:
+        values = values.copy()  # whoever comes first may use the same array, which is the kernel's
         if sched.buffers is not None and len(values) > 1:
             for n in range(len(values)):  # each is a store of its own
                 set_pte(mm, addr + (n << shift), ptep + n * width, values[n : n + 1])
