@@ -35,11 +35,10 @@ MACHINES = {
 }
 """Machines of each architecture, the plain one first."""
 
+EARLY = "tables here go before the flush of the addresses where they are mapped, as in Linux"
 ALARMS = {
-    (
-        "lazy-and-tables",
-        "ia64",
-    ): "tables here go before the flush of the addresses where they are mapped, as in Linux",
+    (scenario, "ia64"): EARLY
+    for scenario in ("fragments", "lazy-and-tables", "move-a-table", "no-page-for-tables")
 }
 """What is told of on the code as it is: nobody is asked there."""
 

@@ -135,7 +135,12 @@ def drop_walk_cache(state: Words, cache: int, space: int, which: int, start: int
 
 @kernel
 def is_stale(state: Words, ram: Words, va: int, info: int, shift: int) -> bool:
-    """Whether a TLB entry says more than, or something else than, the tables do."""
+    """Whether a TLB entry says more than, or something else than, the tables do.
+
+    One without a right lets nobody in; hardware may fetch one for a page that is not there.
+    """
+    if info & RIGHTS == 0:
+        return False
     if call_miss(state[MISS_ADDRESS], state, ram, va, -1, PEEK):
         return True
     frame = state[OUT_FRAME] + (va & ((1 << state[OUT_SHIFT]) - 1))

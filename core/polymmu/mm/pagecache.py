@@ -36,6 +36,7 @@ __all__ = [
     "new_file",
     "put_file",
     "remove_from_page_cache",
+    "remove_mapping",
     "write_back",
 ]
 
@@ -151,7 +152,23 @@ def is_cached_at(mapping: address_space, index: int, pfn: int) -> bool:
 
 def remove_from_page_cache(kernel: AnyKernel, mapping: address_space, index: int) -> None:
     """Take one page out and drop the cache's reference. No pte may map it any more (INV-TRUNC)."""
+    _take_out(kernel, mapping, index, mapping.pages[index])
+
+
+def remove_mapping(kernel: AnyKernel, mapping: address_space, index: int) -> bool:
+    """The same for reclaim, which holds the page, too: False if somebody else has taken hold of it, or stored to it.
+
+    That is asked where the page is looked up to be taken out: who comes later does not find it any more.
+    """
     pfn: int = mapping.pages[index]
+    frames = kernel.frames
+    if frames.refcount[pfn] != 2 or frames.mapcount[pfn] or frames.flags[pfn] & PG_DIRTY:
+        return False
+    _take_out(kernel, mapping, index, pfn)
+    return True
+
+
+def _take_out(kernel: AnyKernel, mapping: address_space, index: int, pfn: int) -> None:
     frames = kernel.frames
     kernel.events.page_uncached(mapping, index, pfn)
     if frames.mapcount[pfn]:

@@ -19,7 +19,7 @@ from polymmu.hardware.scans import LENGTH
 from polymmu.hooks import ArchKernel
 from polymmu.mm.calls import mm_call
 from polymmu.mm.frames import lru_add_drain, lru_coldest, lru_isolate, lru_putback, put_page
-from polymmu.mm.pagecache import remove_from_page_cache, write_back
+from polymmu.mm.pagecache import remove_mapping, write_back
 from polymmu.mm.pagelock import trylock_page, unlock_page
 from polymmu.mm.rmap import Unmapped, page_referenced, try_to_unmap
 from polymmu.mm.swap import (
@@ -126,7 +126,7 @@ def _pageout(kernel: ArchKernel, pfn: int) -> bool:
         delete_from_swap_cache(kernel, pfn)
     elif gone:
         mapping = kernel.mappings.objects[kernel.frames.mapping[pfn] - 1]
-        remove_from_page_cache(kernel, mapping, kernel.frames.index[pfn])
+        gone = remove_mapping(kernel, mapping, kernel.frames.index[pfn])
     else:
         try_to_free_swap(kernel, pfn)
     unlock_page(kernel, pfn)

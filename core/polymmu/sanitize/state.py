@@ -172,6 +172,7 @@ class State(Judge):
         reached = [0] * layout.levels
         own = self.bench.own_tables.get(mm.serial, set())
         excused = self.kernel.variants.free_pgtables.leaves_tables
+        has_huge = any(vma.huge_size for vma in mm.vmas.values())
         todo = [(0, mm.pgd, low, high) for low, high in self._used_of_root(mm)]
         while todo:
             level, table, low, high = todo.pop()
@@ -187,6 +188,8 @@ class State(Judge):
                 vma = _vma_in(mm, base, end)
                 if vma is not None and vma.huge_size:
                     continue  # what an arch keeps there for huge pages may look like a table
+                if has_huge and self.kernel.ops.is_hugepage_only_range(mm, base, end - base):
+                    continue  # or may be indexed by addresses of another scale
                 reached[below] += 1
                 if not self.kernel.frames.refcount[child >> self.kernel.frames.page_shift]:
                     self._tell("INV-WALK", f"mm {mm.serial} links table {child:#x}, whose frame is free")
