@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import polymmu
 from polymmu.cli.main import main
 from polymmu.description import installed
-from polymmu.exploration.explorer import Limits
+from polymmu.description.load_scenario import load_scenario
+from polymmu.exploration.explorer import Limits, search
+from polymmu.exploration.scenario import Explored
+from polymmu.sched.exploring import ExploringSched
 
 SCENARIO = """
 scenario: 1
@@ -172,3 +176,45 @@ def test_an_execution_that_was_broken_off_leaves_nothing_behind_for_the_next() -
 def test_a_strategy_that_does_not_exist_is_refused_not_passed_over(walker: Path) -> None:
     with pytest.raises(polymmu.UserMistake, match=r"unknown strategy 'dporr'.*dpor"):
         polymmu.explore(walker, "s390", strategy="dporr")
+
+
+EVICTED = """
+scenario: 1
+name: evicted
+machine: {cpus: 1, memory: 64 MiB}
+choices: {tlb_eviction: 1}
+setup:
+  - mm: a
+  - mmap: {mm: a, at: 16p, length: 1p}
+  - touch: {mm: a, at: 16p, length: 1p}
+cpus:
+  0: {mm: a, do: [{load: {at: 16p}}, {load: {at: 16p}}]}
+"""
+
+
+def test_an_entry_may_be_gone_before_any_access_but_no_more_often_than_the_budget_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before none of the two accesses, the second, the first."""
+    path = tmp_path / "evicted.yaml"
+    path.write_text(EVICTED)
+    program = Explored("x86_64", load_scenario(str(path)))
+    walks, run = [], ExploringSched.run
+
+    def counted(*args: Any, **more: Any) -> Any:
+        before = program.machine.report().to_dict()["walk"]["count"]
+        failure = run(*args, **more)
+        walks.append(program.machine.report().to_dict()["walk"]["count"] - before)
+        return failure
+
+    monkeypatch.setattr(ExploringSched, "run", counted)
+    found = search(program, "dpor")
+    assert (found.verdict, found.executions, walks) == ("clean", 3, [0, 1, 1])
+
+
+def test_a_setup_that_goes_wrong_is_the_users_mistake(
+    walker: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    walker.write_text(SCENARIO.replace("- touch: {mm: a, at: 16p", "- touch: {mm: a, at: 20p"))
+    assert main(["explore", str(walker), "--machine", "s390"]) == 2
+    assert "setup[2]: segmentation fault: store at 0x14000" in capsys.readouterr().err

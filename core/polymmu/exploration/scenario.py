@@ -132,7 +132,10 @@ class Explored:
         fields = SharedFields(self.sched, self._race, shootdown=file.scenario.shootdown)
         watch_fields(kernel, fields)
         self.run = ScenarioRun(self.machine, file, lingering=True)
-        self.run.setup()
+        try:
+            self.run.setup()
+        except Stop as stop:
+            raise UserMistake(f"{stop}; nothing to explore yet", place=file.filename) from None
         fields.adopt_arch(kernel.arch_state)
         for judge in self.sanitizer.judges:
             if isinstance(judge, State):

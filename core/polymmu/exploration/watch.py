@@ -85,6 +85,8 @@ class WatchedCode(UserCode):
         va: int = args[0]
         sched = self._sched
         assert isinstance(sched, ExploringSched)
+        if sched.choice("tlb_eviction"):
+            self.cpu.invalidate(asid=None, start=va, walk_caches="none")
 
         def noted(*args: Any) -> T:
             before, frame = self._entries(va)
