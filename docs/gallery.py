@@ -58,11 +58,10 @@ def entry_of(file: ScenarioFile) -> Entry:
     verdict = found.verdict
     assert found.broken is not None, f"{scenario.name} on {machine}: nothing is wrong"
     assert verdict.outcome is not None
-    assert verdict.schedule is not None
     cure = polymmu.explore(file, machine, variant="fixed", strategy="dpor", limits=PATIENT).verdict
     where = "everywhere" if arches == everywhere else ", ".join(arches)
     by_dpor = "no end"
-    if not verdict.schedule.unbounded:
+    if scenario.invariant != "INV-PROG":
         alone = polymmu.explore(file, machine, variant="buggy", strategy="dpor", limits=PATIENT).verdict
         by_dpor = str(alone.executions) if alone.verdict == "violation" else alone.verdict
     line = (
