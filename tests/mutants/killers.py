@@ -38,7 +38,15 @@ MACHINES = {
 EARLY = "tables here go before the flush of the addresses where they are mapped, as in Linux"
 ALARMS = {
     (scenario, "ia64"): EARLY
-    for scenario in ("fragments", "lazy-and-tables", "move-a-table", "no-page-for-tables")
+    for scenario in (
+        "fragments",
+        "lazy-and-tables",
+        "move-a-table",
+        "no-page-for-tables",
+        "unmap-two-tables",
+        "unmap-under-a-fault",
+        "walk-and-unmap",
+    )
 }
 """What is told of on the code as it is: nobody is asked there."""
 
