@@ -25,12 +25,13 @@ from polymmu.exploration.schedule import Replay
 HERE = Path(__file__).parents[2] / "configs" / "polymmu_scenarios"
 GALLERY = [load_scenario(str(path)) for path in sorted(HERE.glob("[0-9]*.yaml"))]
 CHOICES = 2
-FEWER = {
+HAND_OVERS = {
     "011b-locks-the-wrong-way-round": 1,  # both orders are seen in any schedule in which both calls get that far
     "017-tables-before-unlinking": 1,  # into the middle of the munmap
+    "086-another-slot-by-now": 5,  # parent, child and reclaim are three actors on two CPUs
     "099-fast-mode-and-a-gather-on-the-stack": 1,  # the CPU changes hands once, before the flush
 }
-"""Entries of two actors that need fewer hand-overs than three, counted by hand."""
+"""Entries on two CPUs that need another number of hand-overs than three, counted by hand."""
 SEEDS = ("0", "1", "42", "1000", "4294967295")
 TIMES = 20
 
@@ -78,11 +79,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_a_violation_has_no_more_switches_than_its_bug_has_hand_overs(
     file: ScenarioFile, found: dict[str, Path]
 ) -> None:
-    schedule = json.loads(found[file.scenario.name].read_text())["schedule"]
-    if schedule["unbounded"] and file.scenario.invariant == "INV-PROG":
+    told = json.loads(found[file.scenario.name].read_text())
+    schedule = told["schedule"]
+    if schedule["unbounded"] and told["invariant"] == "INV-PROG":
         return
     actors = len(file.scenario.cpus)
-    allowed = FEWER.get(file.scenario.name, 2 * actors - 1 if actors > 1 else 0)
+    allowed = HAND_OVERS.get(file.scenario.name, 2 * actors - 1 if actors > 1 else 0)
     assert len(schedule["turns"]) <= allowed
     assert len(schedule["values"]) <= CHOICES
 
