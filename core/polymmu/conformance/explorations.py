@@ -19,7 +19,7 @@ from polymmu.exploration.scenario import Explored
 
 __all__ = ["Explorations"]
 
-LIMITS = Limits(random=20, executions=400, seconds=3600, preemptions=1)
+LIMITS = Limits(random=4, executions=400, seconds=3600, preemptions=1)
 
 ONE_PAGE = """
 scenario: 1
