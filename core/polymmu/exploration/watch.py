@@ -238,11 +238,16 @@ def _visible(
                 sched.did(Mode.WRITE, ("runs", cpu.index, mm.slot))
 
     def gup_fast_begin(cpu: Any, mm: mm_struct) -> bool:
-        sched.point("irq_off", cpu)
-        return ops.gup_fast_begin(cpu, mm)
+        sched.point("gup_begin", cpu)
+        answer = ops.gup_fast_begin(cpu, mm)
+        if not cpu.interrupts_enabled:  # that is the arch's affair
+            sched.did(Mode.ACQUIRE, cpu)
+        return answer
 
     def gup_fast_end(cpu: Any, mm: mm_struct) -> None:
-        sched.point("irq_on", cpu)
+        sched.point("gup_end", cpu)
+        if not cpu.interrupts_enabled:
+            sched.did(Mode.RELEASE, cpu)
         ops.gup_fast_end(cpu, mm)
 
     return {
