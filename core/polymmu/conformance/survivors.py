@@ -36,7 +36,10 @@ MAY_SURVIVE: dict[tuple[str, str], str] = {
     ("summary", "left out"): "only the listing shows it",
     ("read_image", "left out"): "only `translate` asks it, for saved memory; the arch's own tests do",
     ("deviations", "left out"): "it declares none on the machines checked",
-    ("memory_model", "left out"): "only the explorer asks it, for what is explored beyond sequential consistency",
+    (
+        "memory_model",
+        "left out",
+    ): "only the explorer asks it, for what is explored beyond sequential consistency",
     ("boot_registers", "no register has a value"): "registers that are not given are as after boot",
     ("pgd_alloc", "left out"): "the tables that the arch brings with its root then come at the first fault",
     ("set_pte", "left out"): "the core clears an entry before it sets it: nothing live is replaced",
