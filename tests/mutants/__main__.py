@@ -6,8 +6,10 @@ Exit status 1 if a mutant survived for no reason that is told, or the page is ou
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.mutants.overlay import rows
 from tests.mutants.table import PAGE, alike, judge, page
@@ -17,13 +19,13 @@ def main(arguments: Sequence[str]) -> int:
     """See the top of the module."""
     names = [word for word in arguments if word != "--check"]
     verdicts = []
-    for row in [rows()[name] for name in names] if names else rows().values():
-        verdict = judge(row)
-        verdicts.append(verdict)
-        print(
-            f"{row.name:32} {verdict.seconds:5.1f} s  {verdict.killer or 'SURVIVED'}  {verdict.found[:100]}",
-            flush=True,
-        )
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each thread waits for a process
+        for verdict in pool.map(judge, [rows()[name] for name in names] if names else rows().values()):
+            verdicts.append(verdict)
+            killer = verdict.killer or "SURVIVED"
+            print(
+                f"{verdict.row.name:32} {verdict.seconds:5.1f} s  {killer}  {verdict.found[:100]}", flush=True
+            )
     text = page(verdicts)
     stale = False
     if not names:

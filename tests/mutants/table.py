@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import json
 import re
 import resource
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from multiprocessing.connection import Connection
 
 import attrs
 
 from tests.mutants.killers import find, killers_of
 from tests.mutants.overlay import ROOT, Row, install, rows
 
-__all__ = ["PAGE", "Verdict", "alike", "judge", "page", "run_here", "sampled"]
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["attrs", "greenlet", "numba", "numpy", "pluggy", "sortedcontainers", "yaml"]
-)
+__all__ = ["PAGE", "Verdict", "alike", "judge", "page", "report", "sampled"]
 
 PAGE = ROOT / "docs" / "mutants.md"
 CPU_SECONDS = 30
@@ -41,40 +38,32 @@ class Verdict:
         return not self.killer and not self.row.survives
 
 
-def run_here(name: str) -> tuple[str, str, float]:
-    """Change this process, and ask one killer after another: who found something, what, and the CPU seconds.
+def judge(row: Row) -> Verdict:
+    """Run one mutant in a new process. RuntimeError where it could not be run at all."""
+    program = f"from tests.mutants.table import report; report({row.name!r})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == -signal.SIGXCPU:  # in something that no signal handler reaches
+        return Verdict(row, "", "", float(CPU_SECONDS))
+    if done.returncode:
+        raise RuntimeError(f"{row.name} could not be run:\n{done.stderr}")
+    return Verdict(row, *json.loads(done.stdout.splitlines()[-1]))
 
-    For a process of its own, which has imported nothing of polymmu.
-    """
+
+def report(name: str) -> None:
+    """Change this process, which has imported nothing of polymmu, ask one killer after another, and print a line of
+    JSON: who found something, what, and the CPU seconds."""
     row = rows()[name]
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS + 5, CPU_SECONDS + 10))
     install(row)
+    by = found = ""
     for killer in killers_of(row):
         found = find(killer)
         if found:
-            return killer, found, time.process_time()
+            by = killer
+            break
         if time.process_time() > CPU_SECONDS:
             break
-    return "", "", time.process_time()
-
-
-def judge(row: Row) -> Verdict:
-    """Run one mutant in a new process, which begins with libraries imported and nothing of ours."""
-    ours, its = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=_report, args=(its, row.name))
-    process.start()
-    its.close()
-    try:
-        killer, found, seconds = ours.recv()
-    except EOFError:  # the limit of CPU time, in something that no signal handler reaches
-        killer, found, seconds = "", "", float(CPU_SECONDS)
-    process.join()
-    return Verdict(row, killer, found, seconds)
-
-
-def _report(to: Connection, name: str) -> None:
-    to.send(run_here(name))
-    to.close()
+    print(json.dumps([by, found, time.process_time()]))
 
 
 def sampled(n: int) -> list[Row]:
