@@ -10,8 +10,9 @@ import attrs
 
 from polymmu.exploration.search import Search
 from polymmu.sched.access import Access, Mode
-from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
+from polymmu.sched.exploring import ExploringSched, Stuck
 from polymmu.sched.locks import Mutex, RwSem, Spinlock
+from polymmu.sched.picker import Halt, InFront, Picker
 
 Op = tuple[str, int]
 Program = tuple[tuple[Op, ...], ...]
@@ -173,20 +174,16 @@ class Runner:
         return Record((stuck, tuple(words), tuple(map(tuple, seen))), steps.graph())
 
 
-class Steps:
+class Steps(InFront):
     """A search as a picker, written down."""
 
     def __init__(self, search: Picker) -> None:
-        self.search = search
+        super().__init__(search)
         self.steps: list[tuple[object, list[tuple[object, str]]]] = []
         self.counts: dict[int, int] = {}
-        self.spawned = search.spawned
-        self.pick = search.pick
-        self.choose = search.choose
-        self.stuck = search.stuck
 
     def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
-        self.search.happened(task, kind, what, accesses)
+        super().happened(task, kind, what, accesses)
         self.counts[task] = self.counts.get(task, 0) + 1
         name = getattr(what, "name", what)
         touched = [(getattr(obj, "name", obj), str(mode)) for obj, mode in accesses]

@@ -27,7 +27,8 @@ from polymmu.mm.mm import leave_lazy_tlb
 from polymmu.registry import Arch
 from polymmu.sanitize.state import State
 from polymmu.sanitize.violation import Violation
-from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
+from polymmu.sched.exploring import ExploringSched, Stuck
+from polymmu.sched.picker import Halt, Picker
 from polymmu.sched.store_buffers import StoreBuffers
 from polymmu.slab import Slab
 from polymmu.workload.scenario import ScenarioRun, Stop
