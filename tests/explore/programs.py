@@ -74,7 +74,13 @@ class Runner:
         self.sems = [RwSem(self.sched, f"sem{n}") for n in range(LOCKS)]
 
     def once(self, search: Picker) -> Record | None:
-        """One execution; None if it met only what was seen elsewhere."""
+        """One execution, written down; None if it met only what was seen elsewhere."""
+        steps = Steps(search)
+        outcome = self.outcome(steps)
+        return None if outcome is None else Record(outcome, steps.graph())
+
+    def outcome(self, picker: Picker) -> tuple[object, ...] | None:
+        """One execution; whether it got stuck, what is in memory at the end, and what each task saw."""
         sched = self.sched
         words = [0] * 8  # more than random programs use
         spins, sems = self.spins, self.sems
@@ -85,7 +91,6 @@ class Runner:
         for cpu in sched.cpus:
             cpu.interrupts_enabled = True
         seen: list[list[object]] = [[] for _ in self.program]
-        steps = Steps(search)
 
         def body(index: int) -> Callable[[], None]:
             def run() -> None:
@@ -165,13 +170,13 @@ class Runner:
 
         for index in range(len(self.program)):
             sched.spawn(f"t{index}", index, body(index))
-        failure = sched.run(steps)
+        failure = sched.run(picker)
         if isinstance(failure, Halt):
             return None
         stuck = isinstance(failure, Stuck)
         if failure is not None and not stuck:
             raise failure
-        return Record((stuck, tuple(words), tuple(map(tuple, seen))), steps.graph())
+        return stuck, tuple(words), tuple(map(tuple, seen))
 
 
 class Steps(InFront):

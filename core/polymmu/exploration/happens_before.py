@@ -96,11 +96,12 @@ class Trace:
 
     def go_back(self, length: int) -> None:
         """Forget all but the first ``length`` steps. A task that a forgotten one made begins anew."""
-        while len(self) > length:
+        tasks, known = self.tasks, self._objects
+        for _ in range(len(tasks) - length):
             self.pasts.pop()
-            self._now[self.tasks.pop()], objects = self._undo.pop()
+            self._now[tasks.pop()], objects = self._undo.pop()
             for obj, past in reversed(objects):
-                self._objects[obj] = past
+                known[obj] = past
 
     def in_past(self, step: int, task: int) -> bool:
         """Whether ``task`` could not do what it does next without ``step``."""

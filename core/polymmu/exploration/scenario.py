@@ -206,6 +206,5 @@ class Explored:
 
     def _look_at_users(self) -> None:
         """Whoever runs user code may use what its TLB holds, now."""
-        for cpu in self.machine.kernel.cpus:
-            if self.sched.in_user_mode(cpu):
-                self.sanitizer.to_user(cpu)
+        for cpu in self.sched.in_user_mode():
+            self.sanitizer.to_user(cpu)
