@@ -37,6 +37,7 @@ __all__ = ["Explored", "Outcome"]
 
 FRAMES, OBJECTS = 32, 8
 """Frames that each CPU has in stock, and kernel objects that each slab has."""
+NOBODY = Events()
 BUFFER = 4
 """Stores that a store buffer takes."""
 
@@ -184,6 +185,10 @@ class Explored:
             first = violations[0]
             return Outcome(finding=str(first), invariant=first.invariant, violation=first)
         if failure is None:
+            kernel = self.machine.kernel
+            kernel.events = NOBODY  # only whether anything stays is judged now
+            for cpu in kernel.cpus:
+                cpu.watcher = None
             try:
                 self.run.give_up()
             except Stop as stop:
