@@ -119,9 +119,9 @@ class SharedFields:
         """Who guards a field of ``thing``; finding that out is no operation."""
         if rule.guard is None:
             return None
-        outer, self.sched.silent = self.sched.silent, True
+        outer, self.sched.watches = self.sched.watches, False
         lock = rule.guard(thing)
-        self.sched.silent = outer
+        self.sched.watches = outer
         return lock
 
     def check(self, lock: Lock, what: str, to_write: bool) -> None:
@@ -225,9 +225,9 @@ def _entries(fields: SharedFields, name: str) -> dict[str, Any]:
         def change(pages: Any, index: int, *value: Any) -> None:
             sched.did(Mode.WRITE, f"{name}[{index}]")
             sched.did(Mode.ADD, name)
-            outer, sched.silent = sched.silent, True  # it looks again
+            outer, sched.watches = sched.watches, False  # it looks again
             method(pages, index, *value)
-            sched.silent = outer
+            sched.watches = outer
 
         return change
 

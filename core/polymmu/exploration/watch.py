@@ -110,9 +110,9 @@ class WatchedCode(UserCode):
         assert isinstance(ram, WatchedRam)
         if self.cpu.root < 0:
             return {}, -1
-        outer, sched.silent = sched.silent, True
+        outer, sched.watches = sched.watches, False
         walk = self.cpu.translate(va)
-        sched.silent = outer
+        sched.watches = outer
         return {place: entry for _, place, entry in walk.path}, -1 if walk.pa is None else (
             walk.pa >> ram.page_shift
         )
@@ -122,9 +122,9 @@ def silently(sched: ExploringSched, function: Callable[..., None]) -> Callable[.
     """``function``, which only looks: what it reads is no operation."""
 
     def look(*args: object) -> None:
-        outer, sched.silent = sched.silent, True
+        outer, sched.watches = sched.watches, False
         function(*args)
-        sched.silent = outer
+        sched.watches = outer
 
     return look
 

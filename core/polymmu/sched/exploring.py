@@ -160,8 +160,8 @@ class ExploringSched(SharedWords):
         self.names: dict[int, tuple[str, int]] = {}
         """Name and CPU of each task that there ever was, by number."""
         self.tells_places = False
-        self.silent = False
-        """Whoever only looks does so now: nothing is an operation."""
+        self.watches = False
+        """Whether what is done now are operations: not outside of an execution, nor what only looks."""
         self._switching = [False] * len(self.cpus)
         """Which CPUs change their mm: with interrupts off, as Linux does."""
         self.after_step: Callable[[], None] | None = None
@@ -239,8 +239,9 @@ class ExploringSched(SharedWords):
             if first is not None:
                 self._transfer(first)
         finally:
-            self.silent = False
+            self.watches = True
             self._tear_down()
+            self.watches = False
             self.context, self.cpu, self.preempt_count = outer
             self._boot.children = 0
             self._picker = None
@@ -248,12 +249,12 @@ class ExploringSched(SharedWords):
 
     def _occupy(self) -> None:
         """An execution begins with each CPU in its first task: how it got there is not looked at."""
-        self.silent = True
+        self.watches = False
         for task in self._tasks:
             if self._on_cpu[task.cpu] is None:
                 self._load(task)
                 self._enter(task)
-        self.silent = False
+        self.watches = True
         self._did = []
 
     def _tear_down(self) -> None:
@@ -326,7 +327,7 @@ class ExploringSched(SharedWords):
 
     # ------------------------------------------------------------------ who goes on
     def point(self, kind: str, what: object) -> None:
-        if self._picker is None or self.silent:
+        if not self.watches:
             return
         if self._dying:
             raise Abort
@@ -356,7 +357,7 @@ class ExploringSched(SharedWords):
 
     def did(self, mode: Mode, what: Hashable) -> None:
         """The operation in progress does this, too."""
-        if self.tells and not self.silent:
+        if self.tells and self.watches:
             self._did.append((what, mode))
 
     def frames_put(self, pfns: NDArray[np.int64]) -> None:
@@ -601,7 +602,7 @@ class ExploringSched(SharedWords):
         """The current task has done all that it had to do, and stays until everybody has: in user mode, if it has a
         ``name`` there. What comes then is the end of the execution and no part of it."""
         self.point("end", name)
-        self.silent = True
+        self.watches = False
 
     # ------------------------------------------------------------------ interrupts and RCU
     def ipi(self, mask: int, function: Callable[[Cpu], None], cost: int) -> int:

@@ -45,7 +45,7 @@ class SharedWords(TaskSched):
     _did: list[Access]
     _dying: bool
     _atomic: bool
-    silent: bool
+    watches: bool
 
     def __init__(self, cpus: Sequence[Cpu]) -> None:
         super().__init__(cpus)
@@ -69,11 +69,6 @@ class SharedWords(TaskSched):
 
     def _on_top(self, kind: str, cpu: Cpu, what: object, body: Callable[[], None]) -> Any:
         raise NotImplementedError
-
-    @property
-    def watches(self) -> bool:
-        """Whether what is done now are operations."""
-        return self._picker is not None and not self.silent
 
     # ------------------------------------------------------------------ fields
     def read(self, what: Hashable) -> None:
