@@ -130,7 +130,8 @@ class Explored:
                 judge.eager = (
                     False  # what is wrong stays wrong to the end, or a judge of single events sees it
                 )
-        self.sched.after_step = silently(self.sched, self._look_at_users)
+        self._to_user = silently(self.sched, self.sanitizer.to_user)
+        self.sched.after_step = self._look_at_users
         fields = SharedFields(self.sched, self._race, shootdown=file.scenario.shootdown)
         watch_fields(kernel, fields)
         self.run = ScenarioRun(self.machine, file, lingering=True)
@@ -212,4 +213,4 @@ class Explored:
     def _look_at_users(self) -> None:
         """Whoever runs user code may use what its TLB holds, now."""
         for cpu in self.sched.in_user_mode():
-            self.sanitizer.to_user(cpu)
+            self._to_user(cpu)
