@@ -25,6 +25,7 @@ from polymmu.exploration.watch import silently, watch
 from polymmu.machine import Machine
 from polymmu.mm.mm import leave_lazy_tlb
 from polymmu.registry import Arch
+from polymmu.sanitize.progress import Progress
 from polymmu.sanitize.state import State
 from polymmu.sanitize.violation import Violation
 from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
@@ -117,18 +118,20 @@ class Explored:
         # Counters and audits are nobody's business here: the referee alone listens.
         kernel.events = Events((self.sanitizer.bench, *self.sanitizer.judges))
         self.sanitizer.only_watcher()
+        self._to_user = silently(self.sched, self.sanitizer.to_user)
         watcher = FlushWatcher(kernel, self.sched, self.sanitizer)
         for cpu in kernel.cpus:
             cpu.watcher = watcher
-        for name in kernel.events.heard:
-            setattr(kernel.events, name, silently(self.sched, getattr(kernel.events, name)))
+        for name, listeners in kernel.events.listeners.items():
+            setattr(kernel.events, name, silently(self.sched, *listeners))
         depend_on_flushes(kernel, self.sched)
+        self._end_events = Events([judge for judge in self.sanitizer.judges if isinstance(judge, Progress)])
         for judge in self.sanitizer.judges:
             if isinstance(judge, State):
                 judge.eager = (
                     False  # what is wrong stays wrong to the end, or a judge of single events sees it
                 )
-        self.sched.after_step = silently(self.sched, self._look_at_users)
+        self.sched.after_step = self._look_at_users
         fields = SharedFields(self.sched, self._race, shootdown=file.scenario.shootdown)
         watch_fields(kernel, fields)
         self.run = ScenarioRun(self.machine, file, lingering=True)
@@ -183,6 +186,7 @@ class Explored:
             first = violations[0]
             return Outcome(finding=str(first), invariant=first.invariant, violation=first)
         if failure is None:
+            self._dismiss_judges()
             try:
                 self.run.give_up()
             except Stop as stop:
@@ -199,12 +203,18 @@ class Explored:
             return Outcome(finding=said, invariant="INV-ATOMIC" if "sleeping" in said else "INV-REF")
         raise failure
 
+    def _dismiss_judges(self) -> None:
+        """Nobody runs any more: from now on it only matters that everything ends and what is left then."""
+        kernel = self.machine.kernel
+        kernel.events = self._end_events
+        for cpu in kernel.cpus:
+            cpu.watcher = cpu.to_user = None
+
     def _race(self, what: str) -> None:
         bench = self.sanitizer.bench
         bench.tell("INV-RACE", bench.now("nobody else had to wait"), what)
 
     def _look_at_users(self) -> None:
         """Whoever runs user code may use what its TLB holds, now."""
-        for cpu in self.machine.kernel.cpus:
-            if self.sched.in_user_mode(cpu):
-                self.sanitizer.to_user(cpu)
+        for cpu in self.sched.in_user_mode():
+            self._to_user(cpu)

@@ -118,12 +118,13 @@ class WatchedCode(UserCode):
         )
 
 
-def silently(sched: ExploringSched, function: Callable[..., None]) -> Callable[..., None]:
-    """``function``, which only looks: what it reads is no operation."""
+def silently(sched: ExploringSched, *functions: Callable[..., None]) -> Callable[..., None]:
+    """``functions``, one after another, which only look: what they read is no operation."""
 
     def look(*args: object) -> None:
         outer, sched.silent = sched.silent, True
-        function(*args)
+        for function in functions:
+            function(*args)
         sched.silent = outer
 
     return look

@@ -203,10 +203,13 @@ class ExploringSched(SharedWords):
         self._numbers.clear()
         self._numbers.update((key, number) for number, key in enumerate(keys))
 
-    def in_user_mode(self, cpu: Cpu) -> bool:
-        """Whether ``cpu`` runs user code for all that the kernel knows: its task waits there for its turn."""
-        task = self._on_cpu[cpu.index]
-        return task is not None and (task.kind == "user" or (task.kind == "end" and bool(task.what)))
+    def in_user_mode(self) -> list[Cpu]:
+        """The CPUs that run user code for all that the kernel knows: their tasks wait there for their turn."""
+        return [
+            self.cpus[task.cpu]
+            for task in self._on_cpu
+            if task is not None and (task.kind == "user" or (task.kind == "end" and task.what))
+        ]
 
     @property
     def runs_tasks(self) -> bool:  # type: ignore[override]  # solo's never changes
