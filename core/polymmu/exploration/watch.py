@@ -40,7 +40,7 @@ class WatchedRam(Ram):
 
     def read_entry(self, pa: int, nbytes: int, order: str) -> int:
         sched = self.sched
-        if sched.runs_tasks:
+        if not sched.silent:
             if sched.preempt_count or sched.is_at("read", pa):
                 sched.did(Mode.READ, pa)
             else:
@@ -50,7 +50,7 @@ class WatchedRam(Ram):
 
     def write_entry(self, pa: int, nbytes: int, order: str, entry: int) -> None:
         sched = self.sched
-        if not sched.watches:
+        if sched.silent:
             Ram.write_entry(self, pa, nbytes, order, entry)
             return
 

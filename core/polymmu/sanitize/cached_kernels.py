@@ -8,6 +8,7 @@ from polymmu.hardware.state import (
     ABSENT,
     ADDRESS_BITS,
     ASIDS,
+    D_COUNTS,
     D_HOLDS,
     D_LEVEL,
     D_RECORDS,
@@ -61,12 +62,18 @@ def entries_to_free_frames(
         cache = DESCRIPTORS + n * DESCRIPTOR
         ways = words[cache + D_WAYS]
         in_tlb = words[cache + D_HOLDS] != 0
+        left = 0
+        for ordinal in range(ORDINAL_MASK + 1):
+            left += words[cache + D_COUNTS + ordinal]
         for nth in range(words[cache + D_SETS]):
+            if not left:
+                break  # most caches are nearly empty
             record = words[cache + D_RECORDS] + nth * words[cache + D_STRIDE]
             for entry in range(record, record + ways):
                 tag = words[entry]
                 if tag < 0:
                     continue
+                left -= 1
                 info = words[entry + E_INFO * ways]
                 if in_tlb and (info & ABSENT or not info & RIGHTS):
                     continue

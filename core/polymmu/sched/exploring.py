@@ -180,8 +180,8 @@ class ExploringSched(SharedWords):
         self.names: dict[int, tuple[str, int]] = {}
         """Name and CPU of each task that there ever was, by number."""
         self.tells_places = False
-        self.silent = False
-        """Whoever only looks does so now: nothing is an operation."""
+        self.silent = True
+        """Nothing is an operation: no task runs, or whoever only looks does so now."""
         self._switching = [False] * len(self.cpus)
         """Which CPUs change their mm: with interrupts off, as Linux does."""
         self.after_step: Callable[[], None] | None = None
@@ -205,11 +205,11 @@ class ExploringSched(SharedWords):
 
     def in_user_mode(self) -> list[Cpu]:
         """The CPUs that run user code for all that the kernel knows: their tasks wait there for their turn."""
-        return [
-            self.cpus[task.cpu]
-            for task in self._on_cpu
-            if task is not None and (task.kind == "user" or (task.kind == "end" and task.what))
-        ]
+        users = []
+        for task in self._on_cpu:
+            if task is not None and (task.kind == "user" or (task.kind == "end" and task.what)):
+                users.append(self.cpus[task.cpu])
+        return users
 
     @property
     def runs_tasks(self) -> bool:  # type: ignore[override]  # solo's never changes
@@ -260,7 +260,7 @@ class ExploringSched(SharedWords):
             self._tear_down()
             self.context, self.cpu, self.preempt_count = outer
             self._boot.children = 0
-            self._picker = None
+            self._picker, self.silent = None, True
         return self._failure
 
     def _occupy(self) -> None:
@@ -341,7 +341,7 @@ class ExploringSched(SharedWords):
 
     # ------------------------------------------------------------------ who goes on
     def point(self, kind: str, what: object) -> None:
-        if self._picker is None or self.silent:
+        if self.silent:
             return
         if self._dying:
             raise Abort
@@ -371,7 +371,7 @@ class ExploringSched(SharedWords):
 
     def did(self, mode: Mode, what: Hashable) -> None:
         """The operation in progress does this, too."""
-        if self._picker is not None and not self.silent:
+        if not self.silent:
             self._did.append((what, mode))
 
     def frames_put(self, pfns: NDArray[np.int64]) -> None:

@@ -70,11 +70,6 @@ class SharedWords(TaskSched):
     def _on_top(self, kind: str, cpu: Cpu, what: object, body: Callable[[], None]) -> Any:
         raise NotImplementedError
 
-    @property
-    def watches(self) -> bool:
-        """Whether what is done now are operations."""
-        return self._picker is not None and not self.silent
-
     # ------------------------------------------------------------------ fields
     def read(self, what: Hashable) -> None:
         """The caller reads ``what`` next: as the first half of a change that is atomic, or what that gave."""
@@ -103,11 +98,7 @@ class SharedWords(TaskSched):
         self.store(what, write)
 
     def atomic(self) -> None:
-        self._next_is_atomic = self.watches
-
-    def not_atomic(self) -> None:
-        """What ``atomic`` announced is over."""
-        self._next_is_atomic = False
+        self._next_is_atomic = not self.silent
 
     def smp_mb(self) -> None:
         if self.buffers is not None:
