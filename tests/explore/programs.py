@@ -10,8 +10,9 @@ import attrs
 
 from polymmu.exploration.search import Search
 from polymmu.sched.access import Access, Mode
-from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
+from polymmu.sched.exploring import ExploringSched, Stuck
 from polymmu.sched.locks import Mutex, RwSem, Spinlock
+from polymmu.sched.picker import Halt, InFront, Picker
 
 Op = tuple[str, int]
 Program = tuple[tuple[Op, ...], ...]
@@ -73,7 +74,13 @@ class Runner:
         self.sems = [RwSem(self.sched, f"sem{n}") for n in range(LOCKS)]
 
     def once(self, search: Picker) -> Record | None:
-        """One execution; None if it met only what was seen elsewhere."""
+        """One execution, written down; None if it met only what was seen elsewhere."""
+        steps = Steps(search)
+        outcome = self.outcome(steps)
+        return None if outcome is None else Record(outcome, steps.graph())
+
+    def outcome(self, picker: Picker) -> tuple[object, ...] | None:
+        """One execution; whether it got stuck, what is in memory at the end, and what each task saw."""
         sched = self.sched
         words = [0] * 8  # more than random programs use
         spins, sems = self.spins, self.sems
@@ -84,7 +91,6 @@ class Runner:
         for cpu in sched.cpus:
             cpu.interrupts_enabled = True
         seen: list[list[object]] = [[] for _ in self.program]
-        steps = Steps(search)
 
         def body(index: int) -> Callable[[], None]:
             def run() -> None:
@@ -164,29 +170,25 @@ class Runner:
 
         for index in range(len(self.program)):
             sched.spawn(f"t{index}", index, body(index))
-        failure = sched.run(steps)
+        failure = sched.run(picker)
         if isinstance(failure, Halt):
             return None
         stuck = isinstance(failure, Stuck)
         if failure is not None and not stuck:
             raise failure
-        return Record((stuck, tuple(words), tuple(map(tuple, seen))), steps.graph())
+        return stuck, tuple(words), tuple(map(tuple, seen))
 
 
-class Steps:
+class Steps(InFront):
     """A search as a picker, written down."""
 
     def __init__(self, search: Picker) -> None:
-        self.search = search
+        super().__init__(search)
         self.steps: list[tuple[object, list[tuple[object, str]]]] = []
         self.counts: dict[int, int] = {}
-        self.spawned = search.spawned
-        self.pick = search.pick
-        self.choose = search.choose
-        self.stuck = search.stuck
 
     def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
-        self.search.happened(task, kind, what, accesses)
+        super().happened(task, kind, what, accesses)
         self.counts[task] = self.counts.get(task, 0) + 1
         name = getattr(what, "name", what)
         touched = [(getattr(obj, "name", obj), str(mode)) for obj, mode in accesses]

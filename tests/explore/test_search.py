@@ -7,7 +7,8 @@ import itertools
 import pytest
 
 from polymmu.exploration.search import Search
-from tests.explore.programs import Program, all_of, random_program
+from polymmu.exploration.stack import path_of
+from tests.explore.programs import Program, Runner, all_of, random_program
 
 SMALL = 400
 """Executions that brute force may take for a program."""
@@ -30,6 +31,25 @@ def same_as_brute_force(program: Program, limit: int) -> bool:
 def test_source_sets_and_sleep_sets_miss_no_outcome_and_no_graph_of_three_hundred_random_programs() -> None:
     judged = (same_as_brute_force(random_program(seed), SMALL) for seed in itertools.count())
     assert sum(itertools.islice(filter(None, judged), 300)) == 300
+
+
+def test_what_comes_again_is_what_was_before() -> None:
+    """The recorder in front of a search has every step done in full; the search itself is not told of those that come
+    again."""
+    executions = 0
+    for seed in range(200):
+        program = random_program(seed)
+        whole, quick = Search("dpor"), Search("dpor")
+        runner, other = Runner(program), Runner(program)
+        more = True
+        while more and whole.executions < 50:
+            record = runner.once(whole)
+            assert other.outcome(quick) == (None if record is None else record.outcome)
+            more = whole.back_up()
+            assert quick.back_up() == more
+            assert path_of(quick.stack) == path_of(whole.stack)
+        executions += whole.executions
+    assert executions > 1000
 
 
 @pytest.mark.long

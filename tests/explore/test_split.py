@@ -19,7 +19,7 @@ from polymmu.exploration.explorer import Limits
 from polymmu.exploration.items import search_item
 from polymmu.exploration.search import Search
 from polymmu.exploration.split import Split
-from polymmu.sched.exploring import Picker
+from polymmu.sched.picker import Picker
 from polymmu.workers import in_order, processes
 from tests.explore.programs import Program, Record, Runner, all_of, random_program
 

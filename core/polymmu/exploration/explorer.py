@@ -23,12 +23,12 @@ from polymmu.exploration.checkpoint import Checkpoint, identity
 from polymmu.exploration.estimate import left_of
 from polymmu.exploration.random_walks import Fair, Pct
 from polymmu.exploration.scenario import Explored, Outcome
-from polymmu.exploration.schedule import Diverged, Recorder, Replay, Schedule
+from polymmu.exploration.schedule import Recorder, Replay, Schedule
 from polymmu.exploration.search import Search
 from polymmu.exploration.split import Here, Split, load_tree, plain_tree, split_up, walk_in_order
-from polymmu.exploration.stack import Along
+from polymmu.exploration.stack import Along, path_of
 from polymmu.exploration.verdict import Left, Limits, Progress, Verdict
-from polymmu.sched.exploring import Picker
+from polymmu.sched.picker import Diverged, Picker
 from polymmu.workers import Workers
 
 __all__ = ["Left", "Limits", "Progress", "Verdict", "search"]
@@ -277,9 +277,9 @@ class Exploration:
             self._check_limits()
 
     def _again(self, strategy: str, picker: Picker) -> None:
-        """Find here what a worker found."""
+        """Find again what was found where nothing was written down."""
         found = self._once(strategy, picker)
-        assert found, "what a worker found is not found again"
+        assert found, "what was found is not found again"
 
     def _all(self, strategy: str, bound: int) -> bool:
         """Whether everything was covered."""
@@ -291,8 +291,12 @@ class Exploration:
         self.tree = search
         while True:
             self._check_limits()
-            if self._once(strategy, search):
+            outcome = self.program.once(search)
+            if outcome.finding:
+                self._again(strategy, Along(path_of(search.stack)))
                 return False
+            self.blocked += outcome.halted is not None
+            self._count(1)
             if not search.back_up():
                 return True
 

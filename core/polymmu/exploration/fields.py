@@ -117,9 +117,9 @@ class SharedFields:
 
     def guard_of(self, guard: Guard, thing: object) -> Lock | None:
         """Who guards a field of ``thing``; finding that out is no operation."""
-        self.sched.silent = True
+        self.sched.watches = False
         lock = guard(thing)
-        self.sched.silent = False
+        self.sched.watches = True
         return lock
 
     def check(self, lock: Lock, what: str, to_write: bool) -> None:
@@ -178,7 +178,7 @@ def _property(fields: SharedFields, kind: type, name: str, field: str, rule: Rul
     sched, guard, strict = fields.sched, rule.guard, rule.strict
 
     def get(thing: object) -> Any:
-        if not sched.silent:
+        if sched.watches:
             lock = None if guard is None else fields.guard_of(guard, thing)
             if strict:
                 if lock is not None:
@@ -188,7 +188,7 @@ def _property(fields: SharedFields, kind: type, name: str, field: str, rule: Rul
         return raw(thing)
 
     def put(thing: object, value: object) -> None:
-        if sched.silent:
+        if not sched.watches:
             put_raw(thing, value)
             return
         lock = None if guard is None else fields.guard_of(guard, thing)
@@ -214,7 +214,7 @@ def _entries(fields: SharedFields, name: str) -> dict[str, Any]:
 
     def looked_up(method: Callable[..., Any]) -> Callable[..., Any]:
         def look(pages: Any, index: int, *default: Any) -> Any:
-            if not sched.silent:
+            if sched.watches:
                 sched.read(f"{name}[{index}]")
             return method(pages, index, *default)
 
@@ -224,14 +224,14 @@ def _entries(fields: SharedFields, name: str) -> dict[str, Any]:
         def change(pages: Any, index: int, *value: Any) -> None:
             sched.did(Mode.WRITE, f"{name}[{index}]")
             sched.did(Mode.ADD, name)
-            outer, sched.silent = sched.silent, True  # it looks again
+            outer, sched.watches = sched.watches, False  # it looks again
             method(pages, index, *value)
-            sched.silent = outer
+            sched.watches = outer
 
         return change
 
     def irange(pages: Any) -> Callable[..., Iterator[int]]:
-        if not sched.silent:
+        if sched.watches:
             sched.read(name)
         found: Callable[..., Iterator[int]] = vars(pages)["irange"]
         return found

@@ -50,13 +50,14 @@ class FlushWatcher:
         if sched.runs_tasks and seen and not sched.is_at("flush", (start, end)):
             sched.point("flush", (start, end))
         sched.did(Mode.WRITE, ("tlb", cpu.index))
-        self._before = self._cached(cpu)
+        self._before = self._cached(cpu) if sched.tells else set()
         self._suspected = self.sanitizer.suspects(cpu)
         self._judge_before(cpu, asid, start, end)
 
     def after_invalidate(self, cpu: Cpu, dropped: int) -> None:
         """See ``Watcher``."""
-        sched, gone = self.sched, self._before - self._cached(cpu)
+        sched = self.sched
+        gone = self._before and self._before - self._cached(cpu)
         for pfn in sorted({leads_to for _, _, leads_to in gone}):
             sched.did(Mode.READ, ("frame", pfn))
         if gone:

@@ -19,6 +19,7 @@ from polymmu.exploration.verdict import Verdict
 from polymmu.exploration.witness import Told, watched
 from polymmu.sched.access import Access
 from polymmu.sched.exploring import ExploringSched
+from polymmu.sched.picker import Picker
 
 __all__ = ["Broken", "OnFixed", "hand_over"]
 
@@ -125,7 +126,7 @@ def _parts_at(told: Told, again: Told) -> int:
     return -1 if len(rows[0]) == len(rows[1]) else min(len(rows[0]), len(rows[1]))
 
 
-class Follower:
+class Follower(Picker):
     """A picker that makes the exceptions of a schedule in a program that is a little different: a switch comes not
     after so many operations of a task but after the same one, such as the second time that it takes that lock."""
 
@@ -142,9 +143,6 @@ class Follower:
             marks[step.task, step.nth] = mark, done[mark]
         self._turns = {marks.get(at, _beginning(at[0])): to for at, to in schedule.turns.items()}
         self._values = {marks[at]: value for at, value in schedule.values.items() if at in marks}
-
-    def spawned(self, task: int) -> None:
-        """See ``Picker``."""
 
     def pick(self, current: int, able: Sequence[int]) -> int:
         """See ``Picker``."""
@@ -166,9 +164,6 @@ class Follower:
         mark = _mark(task, kind, name_of(what))
         self._done[mark] += 1
         self._last[task] = mark, self._done[mark]
-
-    def stuck(self, blocked: Sequence[tuple[int, Sequence[Access]]]) -> None:
-        """See ``Picker``."""
 
 
 def _mark(task: int, kind: str, what: str) -> Mark:

@@ -16,7 +16,6 @@ A search goes back to an earlier step and on from there (``go_back``): what came
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import NamedTuple
 
 from polymmu.sched.access import Accesses, Mode
 
@@ -32,24 +31,11 @@ Steps = int
 """A set of steps."""
 
 
-class ObjectPast(NamedTuple):
-    """What was done to one object: sets of steps."""
-
-    write: Steps = 0
-    """The last write, acquire or release."""
-    acquire: Steps = 0
-    """The last one."""
-    reads: Steps = 0
-    """Since ``write``."""
-    adds: Steps = 0
-    """Since ``write``."""
-    shares: Steps = 0
-    """Since ``acquire``."""
-    leaves: Steps = 0
-    """Releases of shared holds since ``acquire``, or signals."""
-
-
-UNTOUCHED = ObjectPast()
+ObjectPast = tuple[Steps, Steps, Steps, Steps, Steps, Steps]
+"""What was done to one object, as sets of steps: ``write``, the last write, acquire or release; ``acquire``, the last
+one; ``reads`` and ``adds`` since ``write``; ``shares`` since ``acquire``; ``leaves``, releases of shared holds since
+``acquire``, or signals."""
+UNTOUCHED: ObjectPast = (0, 0, 0, 0, 0, 0)
 
 
 class Trace:
@@ -77,14 +63,14 @@ class Trace:
 
     def add(self, task: int, accesses: Accesses) -> list[int]:
         """A step of ``task``; the earlier steps that it races with, the last first."""
-        now = self._now[task]
+        now, bit = self._now[task], 1 << len(self.tasks)
         needs, rivals, shut, doors = self._past_of(accesses)
         races = self._races(now, rivals, shut, doors)
-        self._undo.append((now, self._note(1 << len(self), accesses)))
+        self._undo.append((now, self._note(bit, accesses)))
         while needs := needs & ~now:
             step = needs.bit_length() - 1
             now |= self.pasts[step] | 1 << step
-        self._now[task] = now | 1 << len(self)
+        self._now[task] = now | bit
         self.tasks.append(task)
         self.pasts.append(now)
         return races
@@ -96,11 +82,12 @@ class Trace:
 
     def go_back(self, length: int) -> None:
         """Forget all but the first ``length`` steps. A task that a forgotten one made begins anew."""
-        while len(self) > length:
+        tasks, known = self.tasks, self._objects
+        for _ in range(len(tasks) - length):
             self.pasts.pop()
-            self._now[self.tasks.pop()], objects = self._undo.pop()
+            self._now[tasks.pop()], objects = self._undo.pop()
             for obj, past in reversed(objects):
-                self._objects[obj] = past
+                known[obj] = past
 
     def in_past(self, step: int, task: int) -> bool:
         """Whether ``task`` could not do what it does next without ``step``."""
@@ -188,5 +175,5 @@ class Trace:
                 if mode is ACQUIRE or mode is TRY:
                     acquire, shares, leaves = step, 0, 0
             changed.append((obj, past))
-            objects[obj] = ObjectPast(write, acquire, reads, adds, shares, leaves)
+            objects[obj] = (write, acquire, reads, adds, shares, leaves)
         return changed

@@ -21,7 +21,8 @@ from polymmu.exploration.replay_file import versions
 from polymmu.exploration.scenario import Explored
 from polymmu.exploration.search import Request, Search
 from polymmu.exploration.stack import learn, load_stack, path_of, plain_stack
-from polymmu.sched.exploring import ExploringSched, Picker
+from polymmu.sched.exploring import ExploringSched
+from polymmu.sched.picker import Picker
 
 __all__ = ["BATCH", "Key", "Node", "Order", "Recipe", "Result", "first_found", "search_item", "search_order"]
 

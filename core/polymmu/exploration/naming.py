@@ -67,7 +67,7 @@ class Namer:
     def look(self) -> None:
         """Read all page tables, and see which locks there are."""
         sched: Any = self._kernel.sched
-        outer, sched.silent = sched.silent, True
+        outer, sched.watches = sched.watches, False
         self._live.clear()
         for mm in self._mms.values():
             if mm.layout is not None:
@@ -76,7 +76,7 @@ class Namer:
             self._locks_of(mm, self._mm(mm))
         for name, file in self._run.files.items():
             self._locks_of(file.file.mapping, f"file {name}")
-        sched.silent = outer
+        sched.watches = outer
 
     def _locks_of(self, owner: Any, said: str) -> None:
         for field in attrs.fields(type(owner)):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from polymmu.sched.access import Access
+from polymmu.sched.picker import Picker
 
 __all__ = ["Fair", "Pct"]
 
@@ -20,16 +20,13 @@ CHOICE = 0.25
 """How likely a choice comes out other than 0."""
 
 
-class Fair:
+class Fair(Picker):
     """Everybody in turn, ``turns`` operations each, and every choice comes out other than 0: who does not end so, does
     not end at all."""
 
     def __init__(self, turns: int) -> None:
         self._turns = turns
         self._left = turns
-
-    def spawned(self, task: int) -> None:
-        """See ``Picker``."""
 
     def pick(self, current: int, able: Sequence[int]) -> int:
         """See ``Picker``."""
@@ -43,14 +40,8 @@ class Fair:
         """See ``Picker``."""
         return options - 1
 
-    def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
-        """See ``Picker``."""
 
-    def stuck(self, blocked: Sequence[tuple[int, Sequence[Access]]]) -> None:
-        """See ``Picker``."""
-
-
-class Pct:
+class Pct(Picker):
     """See the top of the module. ``steps``: how many steps an execution has, about."""
 
     def __init__(self, seed: int, number: int, depth: int, steps: int) -> None:
@@ -78,9 +69,3 @@ class Pct:
     def choose(self, options: int) -> int:
         """See ``Picker``."""
         return self._random.randrange(1, options) if self._random.random() < CHOICE else 0
-
-    def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
-        """See ``Picker``."""
-
-    def stuck(self, blocked: Sequence[tuple[int, Sequence[Access]]]) -> None:
-        """See ``Picker``."""

@@ -18,9 +18,10 @@ from polymmu.description.load_scenario import ScenarioFile, load_scenario
 from polymmu.errors import PolymmuError, UserMistake
 from polymmu.exploration.columns import finding_lines, told_text
 from polymmu.exploration.scenario import Explored
-from polymmu.exploration.schedule import Diverged, Replay, Schedule
+from polymmu.exploration.schedule import Replay, Schedule
 from polymmu.exploration.telling import steps_of
 from polymmu.exploration.witness import Told, watched
+from polymmu.sched.picker import Diverged
 
 __all__ = ["Replayed", "replay", "write_replay"]
 

@@ -28,7 +28,8 @@ from polymmu.registry import Arch
 from polymmu.sanitize.progress import Progress
 from polymmu.sanitize.state import State
 from polymmu.sanitize.violation import Violation
-from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
+from polymmu.sched.exploring import ExploringSched, Stuck
+from polymmu.sched.picker import Halt, Picker
 from polymmu.sched.store_buffers import StoreBuffers
 from polymmu.slab import Slab
 from polymmu.workload.scenario import ScenarioRun, Stop
@@ -118,7 +119,6 @@ class Explored:
         # Counters and audits are nobody's business here: the referee alone listens.
         kernel.events = Events((self.sanitizer.bench, *self.sanitizer.judges))
         self.sanitizer.only_watcher()
-        self._to_user = silently(self.sched, self.sanitizer.to_user)
         watcher = FlushWatcher(kernel, self.sched, self.sanitizer)
         for cpu in kernel.cpus:
             cpu.watcher = watcher
@@ -131,7 +131,8 @@ class Explored:
                 judge.eager = (
                     False  # what is wrong stays wrong to the end, or a judge of single events sees it
                 )
-        self.sched.after_step = self._look_at_users
+        # Whoever runs user code may use what its TLB holds, now.
+        self.sched.in_user_mode = silently(self.sched, self.sanitizer.to_user)
         fields = SharedFields(self.sched, self._race, shootdown=file.scenario.shootdown)
         watch_fields(kernel, fields)
         self.run = ScenarioRun(self.machine, file, lingering=True)
@@ -213,8 +214,3 @@ class Explored:
     def _race(self, what: str) -> None:
         bench = self.sanitizer.bench
         bench.tell("INV-RACE", bench.now("nobody else had to wait"), what)
-
-    def _look_at_users(self) -> None:
-        """Whoever runs user code may use what its TLB holds, now."""
-        for cpu in self.sched.in_user_mode():
-            self._to_user(cpu)

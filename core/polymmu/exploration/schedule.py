@@ -16,13 +16,9 @@ from typing import Any, NoReturn
 import attrs
 
 from polymmu.sched.access import Access
-from polymmu.sched.exploring import Picker
+from polymmu.sched.picker import Diverged, InFront, Picker
 
-__all__ = ["Diverged", "Recorder", "Replay", "Schedule", "Step", "default_pick"]
-
-
-class Diverged(Exception):
-    """The program did not do what it did before; the message says at which step."""
+__all__ = ["Recorder", "Replay", "Schedule", "Step", "default_pick"]
 
 
 @attrs.frozen
@@ -89,13 +85,11 @@ def default_pick(current: int, able: Sequence[int]) -> int:
     return current if current in able else min(able)
 
 
-class Recorder:
+class Recorder(InFront):
     """A picker in front of another one, which writes down what happens."""
 
     def __init__(self, picker: Picker) -> None:
-        self.spawned = picker.spawned
-        self.stuck = picker.stuck
-        self._picker = picker
+        super().__init__(picker)
         self._done: dict[int, int] = {}
         self._turns: dict[tuple[int, int], int] = {}
         self._values: dict[tuple[int, int], int] = {}
@@ -104,7 +98,7 @@ class Recorder:
 
     def pick(self, current: int, able: Sequence[int]) -> int:
         """See ``Picker``."""
-        task = self._picker.pick(current, able)
+        task = super().pick(current, able)
         if task != default_pick(current, able):
             self._turns[current, self._done.get(current, 0)] = task
         self._task = task
@@ -112,7 +106,7 @@ class Recorder:
 
     def choose(self, options: int) -> int:
         """See ``Picker``."""
-        value = self._picker.choose(options)
+        value = super().choose(options)
         if value:
             self._values[self._task, self._done.get(self._task, 0) + 1] = value
         return value
@@ -121,7 +115,7 @@ class Recorder:
         """See ``Picker``."""
         self._done[task] = nth = self._done.get(task, 0) + 1
         self._steps.append((task, nth, kind, what))
-        self._picker.happened(task, kind, what, accesses)
+        super().happened(task, kind, what, accesses)
 
     @property
     def length(self) -> int:
@@ -135,7 +129,7 @@ class Recorder:
         return Schedule(self._turns, self._values, tuple(steps))
 
 
-class Replay:
+class Replay(Picker):
     """A picker that follows a schedule. ``strict``: every step must be the one written down, else ``diverged`` says
     where it was not; otherwise the schedule is advice, and an exception that makes no sense any more is passed over."""
 
@@ -146,9 +140,6 @@ class Replay:
         self._done: dict[int, int] = {}
         self._task = -1
         self._step = 0
-
-    def spawned(self, task: int) -> None:
-        """See ``Picker``."""
 
     def pick(self, current: int, able: Sequence[int]) -> int:
         """See ``Picker``."""
@@ -186,9 +177,6 @@ class Replay:
     def _diverge(self, text: str) -> NoReturn:
         self.diverged = self.diverged or f"step {self._step}: {text}"
         raise Diverged(self.diverged)
-
-    def stuck(self, blocked: Sequence[tuple[int, Sequence[Access]]]) -> None:
-        """See ``Picker``."""
 
 
 def name_of(what: object) -> str:

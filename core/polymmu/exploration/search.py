@@ -27,12 +27,14 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from polymmu.exploration.happens_before import Trace
-from polymmu.exploration.schedule import Diverged, default_pick
+from polymmu.exploration.schedule import default_pick
 from polymmu.sched.access import Access, commute
-from polymmu.sched.exploring import Halt
+from polymmu.sched.picker import Diverged, Halt, Picker
 
 __all__ = ["STRATEGIES", "Blocked", "Later", "Node", "Request", "Search"]
 
+LOOK_AGAIN = 64
+"""One of so many executions compares each step with what it was before."""
 STRATEGIES = ("dpor", "sleep", "naive", "bounded")
 
 
@@ -111,7 +113,7 @@ Request = tuple[int, tuple[int, ...], int]
 """At this node, unless one of these tasks is tried there anyway, try this one."""
 
 
-class Search:
+class Search(Picker):
     """A picker that covers everything, one execution after another; ``back_up`` between two."""
 
     def __init__(self, strategy: str = "dpor", preemptions: int = 0) -> None:
@@ -140,6 +142,13 @@ class Search:
         self._trace.go_back(max(self._kept, 0))
 
     # ------------------------------------------------------------------ during an execution
+    def comes_again(self) -> Sequence[Node]:
+        """See ``Picker``. Now and then everything is looked at again: it must be what it was."""
+        if self._kept <= 0 or not self.executions % LOOK_AGAIN:
+            return ()
+        self._depth = self._kept
+        return self.stack[: self._kept]
+
     def spawned(self, task: int) -> None:
         """See ``Picker``."""
         if self.strategy == "dpor" and self._depth > self._kept:

@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from polymmu.exploration.schedule import Diverged
 from polymmu.exploration.search import Node, Search
 from polymmu.sched.access import Access
-from polymmu.sched.exploring import Halt, Picker
+from polymmu.sched.picker import Diverged, Halt, Picker
 
 __all__ = ["Along", "Once", "Path", "learn", "load_stack", "path_of", "plain_stack", "renumbered"]
 
@@ -26,7 +25,7 @@ Path = Sequence[tuple[int, int]]
 """Who was picked, and how his choice came out, from the beginning."""
 
 
-class Along:
+class Along(Picker):
     """A picker that goes along ``path``, and ends the execution behind it; ``did`` is what its last step did."""
 
     def __init__(self, path: Path) -> None:
@@ -35,9 +34,6 @@ class Along:
         self.options = 1
         """Outcomes that the last step could have had."""
         self.did: tuple[Access, ...] = ()
-
-    def spawned(self, task: int) -> None:
-        """See ``Picker``."""
 
     def pick(self, current: int, able: Sequence[int]) -> int:
         """See ``Picker``."""
@@ -58,9 +54,6 @@ class Along:
     def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
         """See ``Picker``."""
         self.did = tuple(accesses)
-
-    def stuck(self, blocked: Sequence[tuple[int, Sequence[Access]]]) -> None:
-        """See ``Picker``."""
 
 
 def path_of(nodes: Iterable[Node]) -> list[tuple[int, int]]:

@@ -40,7 +40,7 @@ class WatchedRam(Ram):
 
     def read_entry(self, pa: int, nbytes: int, order: str) -> int:
         sched = self.sched
-        if not sched.silent:
+        if sched.watches:
             if sched.preempt_count or sched.is_at("read", pa):
                 sched.did(Mode.READ, pa)
             else:
@@ -50,7 +50,7 @@ class WatchedRam(Ram):
 
     def write_entry(self, pa: int, nbytes: int, order: str, entry: int) -> None:
         sched = self.sched
-        if sched.silent:
+        if not sched.watches:
             Ram.write_entry(self, pa, nbytes, order, entry)
             return
 
@@ -110,9 +110,9 @@ class WatchedCode(UserCode):
         assert isinstance(ram, WatchedRam)
         if self.cpu.root < 0:
             return {}, -1
-        outer, sched.silent = sched.silent, True
+        outer, sched.watches = sched.watches, False
         walk = self.cpu.translate(va)
-        sched.silent = outer
+        sched.watches = outer
         return {place: entry for _, place, entry in walk.path}, -1 if walk.pa is None else (
             walk.pa >> ram.page_shift
         )
@@ -122,10 +122,10 @@ def silently(sched: ExploringSched, *functions: Callable[..., None]) -> Callable
     """``functions``, one after another, which only look: what they read is no operation."""
 
     def look(*args: object) -> None:
-        outer, sched.silent = sched.silent, True
+        outer, sched.watches = sched.watches, False
         for function in functions:
             function(*args)
-        sched.silent = outer
+        sched.watches = outer
 
     return look
 

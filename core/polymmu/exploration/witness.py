@@ -24,7 +24,8 @@ from polymmu.exploration.schedule import Recorder, Schedule
 from polymmu.exploration.watch import silently
 from polymmu.sanitize.violation import Happened
 from polymmu.sched.access import Access, commute
-from polymmu.sched.exploring import Picker, Task
+from polymmu.sched.exploring import Task
+from polymmu.sched.picker import InFront, Picker
 
 __all__ = ["Conflict", "Seen", "Told", "watched"]
 
@@ -106,12 +107,12 @@ def watched(program: Explored, picker: Picker, *, unbounded: bool = False) -> To
     )
 
 
-class Witness:
+class Witness(InFront):
     """A picker in front of another one that notes what is worth telling."""
 
     def __init__(self, program: Explored, picker: Picker) -> None:
         self.recorder = Recorder(picker)
-        self.stuck = self.recorder.stuck
+        super().__init__(self.recorder)
         self.steps: list[Seen] = []
         self.conflicts: list[Conflict] = []
         self.wrong = -1
@@ -146,23 +147,19 @@ class Witness:
         """See ``Picker``."""
         self._makers[task] = len(self.steps) - 1
         self._trace.spawn(task)
-        self.recorder.spawned(task)
+        super().spawned(task)
 
     def pick(self, current: int, able: Sequence[int]) -> int:
         """See ``Picker``."""
         parked = self._sched.context
         step = self._program.run.doing.get(parked.name)
         self._doing[parked.number] = _said(step) if step is not None else ""
-        return self.recorder.pick(current, able)
-
-    def choose(self, options: int) -> int:
-        """See ``Picker``."""
-        return self.recorder.choose(options)
+        return super().pick(current, able)
 
     def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
         """See ``Picker``."""
         silently(self._sched, self._note)(task, kind, what, accesses)
-        self.recorder.happened(task, kind, what, accesses)
+        super().happened(task, kind, what, accesses)
 
     def _note(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
         name, cpu = self._sched.names[task]

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 import numpy as np
@@ -32,16 +32,13 @@ from polymmu.hardware.cpu import Cpu
 from polymmu.sched.access import Access, Mode
 from polymmu.sched.lockdep import place_here
 from polymmu.sched.locks import Lock, RwSem
+from polymmu.sched.picker import Diverged, Known, Picker
 from polymmu.sched.words import BARRIERS, SharedWords
 
-__all__ = ["ExploringSched", "Halt", "Picker", "Stuck", "Task"]
+__all__ = ["ExploringSched", "Stuck", "Task"]
 
 Key = tuple[int, ...]
 NEVER = 1 << 62
-
-
-class Halt(Exception):
-    """A picker ends the execution here."""
 
 
 class Stuck(AssertionError):
@@ -50,30 +47,6 @@ class Stuck(AssertionError):
 
 class Abort(BaseException):
     """Takes a task that will not go on out of whatever it is in."""
-
-
-class Picker(Protocol):
-    """Who decides. Tasks are named by small numbers, the same for the same task in every execution."""
-
-    def spawned(self, task: int) -> None:
-        """``task`` exists from now on; the operation that happened last made it, if there was any."""
-        ...
-
-    def pick(self, current: int, able: Sequence[int]) -> int:
-        """Which of ``able`` (never empty) goes on; ``current`` did the last operation. May raise Halt."""
-        ...
-
-    def choose(self, options: int) -> int:
-        """The outcome of the operation that was just picked, below ``options``."""
-        ...
-
-    def happened(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
-        """The picked operation is over; all that it did to shared objects."""
-        ...
-
-    def stuck(self, blocked: Sequence[tuple[int, Sequence[Access]]]) -> None:
-        """Nobody can go on: what each blocked task would do."""
-        ...
 
 
 @attrs.define(eq=False)
@@ -138,6 +111,10 @@ _WAITS = frozenset(("lock", "read_lock", "asleep", "ack", "interrupt", "end", "g
 """Operations that may have to wait."""
 
 
+def _nobody(cpu: Cpu) -> None:
+    """Nobody cares which CPUs run user code."""
+
+
 def _lasting(what: Any) -> Hashable:
     """What an operation is on, told alike in every execution: a lock in a frame may be another object in each."""
     key: Hashable = getattr(what, "key", None)
@@ -162,6 +139,8 @@ class ExploringSched(SharedWords):
         self.context: Task = self._boot
         self._numbers: dict[Key, int] = {}
         self._tasks: list[Task] = []
+        self._unbegun: list[Task] = []
+        """Those of them that have done nothing yet."""
         self._newborn: list[Task] = []
         self._on_cpu: list[Task | None] = [None] * len(self.cpus)
         self._crowded = [False] * len(self.cpus)
@@ -169,6 +148,11 @@ class ExploringSched(SharedWords):
         self._pool: list[greenlet] = []
         self._hub: greenlet | None = None
         self._picker: Picker | None = None
+        self._again: Sequence[Known] = ()
+        """The steps that come again first, and how many of them did."""
+        self._known = 0
+        self.tells = False
+        """Whether anybody hears what the operation in progress does: not of one that comes again."""
         self._failure: BaseException | None = None
         self._dying = False
         self._atomic = False
@@ -180,12 +164,12 @@ class ExploringSched(SharedWords):
         self.names: dict[int, tuple[str, int]] = {}
         """Name and CPU of each task that there ever was, by number."""
         self.tells_places = False
-        self.silent = True
-        """Nothing is an operation: no task runs, or whoever only looks does so now."""
+        self.watches = False
+        """Whether what is done now are operations: not outside of an execution, nor what only looks."""
         self._switching = [False] * len(self.cpus)
         """Which CPUs change their mm: with interrupts off, as Linux does."""
-        self.after_step: Callable[[], None] | None = None
-        """Called when an operation is over."""
+        self.in_user_mode: Callable[[Cpu], None] = _nobody
+        """Told, when an operation is over, of each CPU that runs user code for all that the kernel knows."""
 
     @property
     def lasting(self) -> tuple[object, ...]:
@@ -203,14 +187,6 @@ class ExploringSched(SharedWords):
         self._numbers.clear()
         self._numbers.update((key, number) for number, key in enumerate(keys))
 
-    def in_user_mode(self) -> list[Cpu]:
-        """The CPUs that run user code for all that the kernel knows: their tasks wait there for their turn."""
-        users = []
-        for task in self._on_cpu:
-            if task is not None and (task.kind == "user" or (task.kind == "end" and task.what)):
-                users.append(self.cpus[task.cpu])
-        return users
-
     @property
     def runs_tasks(self) -> bool:  # type: ignore[override]  # solo's never changes
         return self._picker is not None
@@ -222,6 +198,7 @@ class ExploringSched(SharedWords):
         """A task for the next ``run``, or for the rest of this one."""
         task = self._make(name, cpu, body)
         task.switched_to = switched_to
+        self._unbegun.append(task)
         self._crowded[cpu] |= any(
             other.cpu == cpu for other in self._tasks if other.in_context and other is not task
         )
@@ -248,6 +225,8 @@ class ExploringSched(SharedWords):
             what: NEVER if unbounded and budget else budget for what, budget in self.budgets.items()
         }
         self._last = -1
+        # With store buffers what an operation does decides what others come of it, so all of it is done.
+        self._again, self._known = picker.comes_again() if self.buffers is None else (), 0
         outer = self.context, self.cpu, self.preempt_count
         try:
             self._announce()
@@ -256,21 +235,22 @@ class ExploringSched(SharedWords):
             if first is not None:
                 self._transfer(first)
         finally:
-            self.silent = False
+            self.watches = True
             self._tear_down()
+            self.watches = False
             self.context, self.cpu, self.preempt_count = outer
             self._boot.children = 0
-            self._picker, self.silent = None, True
+            self._picker = None
         return self._failure
 
     def _occupy(self) -> None:
         """An execution begins with each CPU in its first task: how it got there is not looked at."""
-        self.silent = True
+        self.watches = False
         for task in self._tasks:
             if self._on_cpu[task.cpu] is None:
                 self._load(task)
                 self._enter(task)
-        self.silent = False
+        self.watches = True
         self._did = []
 
     def _tear_down(self) -> None:
@@ -283,7 +263,9 @@ class ExploringSched(SharedWords):
                 task.glet.throw(Abort)
         self._dying = False
         self._tasks.clear()
+        self._unbegun.clear()
         self._newborn.clear()
+        self.tells = False
         self._did = []
         self._wanted = []
         self._stepping = False
@@ -341,7 +323,7 @@ class ExploringSched(SharedWords):
 
     # ------------------------------------------------------------------ who goes on
     def point(self, kind: str, what: object) -> None:
-        if self.silent:
+        if not self.watches:
             return
         if self._dying:
             raise Abort
@@ -371,14 +353,18 @@ class ExploringSched(SharedWords):
 
     def did(self, mode: Mode, what: Hashable) -> None:
         """The operation in progress does this, too."""
-        if not self.silent:
+        if self.tells and self.watches:
             self._did.append((what, mode))
 
     def frames_put(self, pfns: NDArray[np.int64]) -> None:
-        if self._picker is not None:
+        if self.tells:
             self._did += [(("frame", pfn), Mode.WRITE) for pfn in pfns.tolist()]
 
     def _note(self, kind: str, what: Any) -> None:
+        if kind == "unlock" and what in self._wanted:
+            self._wanted.remove(what)
+        if not self.tells:
+            return
         mode = _MODES.get(kind)
         if kind == "trylock":
             mode = Mode.READ if what.held else Mode.TRY
@@ -386,8 +372,6 @@ class ExploringSched(SharedWords):
             mode = None
         if mode is not None:
             self._did.append((_lasting(what), mode))
-        if kind == "unlock" and what in self._wanted:
-            self._wanted.remove(what)
         if self._crowded[self.cpu.index]:
             self._did.append((("cpu", self.cpu.index), Mode.WRITE))
 
@@ -400,11 +384,18 @@ class ExploringSched(SharedWords):
             did, self._did = self._did, []
             self._stepping = False
             self._last = task.number
-            if self.after_step is not None:
-                self.after_step()
-            self._picker.happened(task.number, task.kind, task.what, did)
-        if self._newborn:
+            self._look_at_users()
+            if self.tells:
+                self._picker.happened(task.number, task.kind, task.what, did)
+        if not self.tells:
+            self._newborn.clear()
+        elif self._newborn:
             self._announce()
+
+    def _look_at_users(self) -> None:
+        for task in self._on_cpu:  # it waits in user mode for its turn
+            if task is not None and (task.kind == "user" or (task.kind == "end" and task.what)):
+                self.in_user_mode(self.cpus[task.cpu])
 
     def _announce(self) -> None:
         assert self._picker is not None
@@ -433,9 +424,12 @@ class ExploringSched(SharedWords):
         assert self._picker is not None
         if self._failure is not None:
             return None
-        for task in self._tasks:
-            if task.kind == "begin" and task.glet is None and self._is_there(task):
+        self.tells = self._known == len(self._again)
+        for task in self._unbegun:
+            if self._is_there(task):
                 return task  # up to its first operation it does nothing that others could see
+        if not self.tells:
+            return self._next_again()
         able = {task.number: task for task in self._tasks if self._can_go(task)}
         if not able:
             if self._tasks:
@@ -450,11 +444,27 @@ class ExploringSched(SharedWords):
         assert number in able, f"task {number} was picked and cannot go on"
         return able[number]
 
+    def _next_again(self) -> Task | None:
+        """Who goes on where that is known."""
+        step = self._again[self._known]
+        self._known += 1
+        found = None
+        for task in self._tasks:
+            if task.kind == "grace":
+                self._can_go(task)  # it looks which readers have left
+            if task.number == step.chosen and task.kind == step.kind:
+                found = task
+        if found is None:
+            self._failure = Diverged(f"step {self._known}: task {step.chosen} does not do '{step.kind}' now")
+        return found
+
     def _transfer(self, task: Task) -> Any:
         """Go on as ``task``; returns when somebody comes back to the caller."""
         self.switches += 1
         self._load(task)
         if task.glet is None:
+            if task in self._unbegun:
+                self._unbegun.remove(task)
             task.glet = self._pool.pop() if self._pool else greenlet(self._life, parent=self._hub)
             return task.glet.switch(task)
         return task.glet.switch()
@@ -520,7 +530,9 @@ class ExploringSched(SharedWords):
             return 0
         self.point("choice", what)
         # Whether there is a budget left is read here, by whoever asks; using it is seen by all who ask.
-        value = self._picker.choose(options) if self._left[what] else 0
+        value = 0
+        if self._left[what]:
+            value = self._picker.choose(options) if self.tells else self._again[self._known - 1].value
         self.did(Mode.WRITE if value else Mode.READ, ("budget", what))
         self._left[what] -= bool(value)
         return value
@@ -570,8 +582,8 @@ class ExploringSched(SharedWords):
     def user(self, work: Callable[[], int], more: int = 0) -> None:
         self.point("user", None)
         self.did(Mode.READ, ("judged", self.cpu.index))
-        if self.after_step is not None and self._picker is not None:
-            self.after_step()
+        if self._picker is not None:
+            self._look_at_users()
         self.clock[self.cpu.index] += work()
         self._look_as_kernel()
 
@@ -590,7 +602,7 @@ class ExploringSched(SharedWords):
         """The current task has done all that it had to do, and stays until everybody has: in user mode, if it has a
         ``name`` there. What comes then is the end of the execution and no part of it."""
         self.point("end", name)
-        self.silent = True
+        self.watches = False
 
     # ------------------------------------------------------------------ interrupts and RCU
     def ipi(self, mask: int, function: Callable[[Cpu], None], cost: int) -> int:

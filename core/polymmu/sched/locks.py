@@ -37,7 +37,54 @@ class Lock:
         self._sched = sched
 
 
-class Spinlock(Lock):
+class Exclusive(Lock):
+    """A lock that one context holds at a time."""
+
+    __slots__ = ()
+
+    def trylock(self) -> bool:
+        """Take it if nobody holds it."""
+        sched = self._sched
+        sched.point("trylock", self)
+        if self.held:
+            return False
+        if self.spins:
+            sched.preempt_disable()
+        self._taken(sched)
+        return True
+
+    def _taken(self, sched: Sched) -> None:
+        self.held = True
+        self.owner = sched.context
+        self.since = sched.clock[sched.cpu.index]
+        if sched.lockdep is not None:
+            sched.lockdep.taken(self)
+
+    def unlock(self) -> None:
+        """Give it back, to the first who waits."""
+        sched = self._sched
+        if not self.held or self.owner is not sched.context:
+            if sched.lockdep is not None:
+                sched.lockdep.released(self)
+            raise AssertionError(f"{self.name}: released but not held")
+        sched.point("unlock", self)
+        if self.spins:
+            cycles = sched.clock[sched.cpu.index] - self.since
+            if cycles > sched.max_hold.get(self.name, -1):
+                sched.max_hold[self.name] = cycles
+        if sched.lockdep is not None:
+            sched.lockdep.released(self)
+        if self.waiters:
+            self.owner = self.waiters.pop(0)
+            sched.wake(self.owner)
+        else:
+            self.held = False
+            self.owner = None
+        if self.spins:
+            sched.preempt_enable()
+
+
+class Spinlock(Exclusive):
     """A lock whose holder must not sleep."""
 
     __slots__ = ()
@@ -60,46 +107,8 @@ class Spinlock(Lock):
         if sched.lockdep is not None:
             sched.lockdep.taken(self)
 
-    def trylock(self) -> bool:
-        """Take it if nobody holds it."""
-        sched = self._sched
-        sched.point("trylock", self)
-        if self.held:
-            return False
-        sched.preempt_disable()
-        self._taken(sched)
-        return True
 
-    def _taken(self, sched: Sched) -> None:
-        self.held = True
-        self.owner = sched.context
-        self.since = sched.clock[sched.cpu.index]
-        if sched.lockdep is not None:
-            sched.lockdep.taken(self)
-
-    def unlock(self) -> None:
-        """Give it back, to the first who waits."""
-        sched = self._sched
-        if not self.held or self.owner is not sched.context:
-            if sched.lockdep is not None:
-                sched.lockdep.released(self)
-            raise AssertionError(f"{self.name}: released but not held")
-        sched.point("unlock", self)
-        cycles = sched.clock[sched.cpu.index] - self.since
-        if cycles > sched.max_hold.get(self.name, -1):
-            sched.max_hold[self.name] = cycles
-        if sched.lockdep is not None:
-            sched.lockdep.released(self)
-        if self.waiters:
-            self.owner = self.waiters.pop(0)
-            sched.wake(self.owner)
-        else:
-            self.held = False
-            self.owner = None
-        sched.preempt_enable()
-
-
-class Mutex(Lock):
+class Mutex(Exclusive):
     """A lock whose holder may sleep."""
 
     __slots__ = ()
@@ -115,39 +124,6 @@ class Mutex(Lock):
             self.waiters.append(sched.context)
             sched.wait(self)
         self._taken(sched)
-
-    def trylock(self) -> bool:
-        """Take it if nobody holds it."""
-        sched = self._sched
-        sched.point("trylock", self)
-        if self.held:
-            return False
-        self._taken(sched)
-        return True
-
-    def _taken(self, sched: Sched) -> None:
-        self.held = True
-        self.owner = sched.context
-        self.since = sched.clock[sched.cpu.index]
-        if sched.lockdep is not None:
-            sched.lockdep.taken(self)
-
-    def unlock(self) -> None:
-        """Give it back, to the first who waits."""
-        sched = self._sched
-        if not self.held or self.owner is not sched.context:
-            if sched.lockdep is not None:
-                sched.lockdep.released(self)
-            raise AssertionError(f"{self.name}: released but not held")
-        sched.point("unlock", self)
-        if sched.lockdep is not None:
-            sched.lockdep.released(self)
-        if self.waiters:
-            self.owner = self.waiters.pop(0)
-            sched.wake(self.owner)
-        else:
-            self.held = False
-            self.owner = None
 
 
 class RwSem(Lock):

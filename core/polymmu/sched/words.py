@@ -45,7 +45,7 @@ class SharedWords(TaskSched):
     _did: list[Access]
     _dying: bool
     _atomic: bool
-    silent: bool
+    watches: bool
 
     def __init__(self, cpus: Sequence[Cpu]) -> None:
         super().__init__(cpus)
@@ -98,7 +98,7 @@ class SharedWords(TaskSched):
         self.store(what, write)
 
     def atomic(self) -> None:
-        self._next_is_atomic = not self.silent
+        self._next_is_atomic = self.watches
 
     def smp_mb(self) -> None:
         if self.buffers is not None:
