@@ -8,7 +8,6 @@ from polymmu.hardware.state import (
     ABSENT,
     ADDRESS_BITS,
     ASIDS,
-    D_COUNTS,
     D_HOLDS,
     D_LEVEL,
     D_RECORDS,
@@ -33,6 +32,7 @@ from polymmu.hardware.state import (
     TAG_SHIFT,
     USER_RIGHTS,
 )
+from polymmu.hardware.tlb_kernels import entries_held
 
 __all__ = ["COLUMNS_OUT", "dirty_frames", "entries_to_free_frames", "what_became_of"]
 
@@ -62,12 +62,10 @@ def entries_to_free_frames(
         cache = DESCRIPTORS + n * DESCRIPTOR
         ways = words[cache + D_WAYS]
         in_tlb = words[cache + D_HOLDS] != 0
-        left = 0
-        for ordinal in range(ORDINAL_MASK + 1):
-            left += words[cache + D_COUNTS + ordinal]
+        left = entries_held(words, cache)
         for nth in range(words[cache + D_SETS]):
             if not left:
-                break  # most caches are nearly empty
+                break
             record = words[cache + D_RECORDS] + nth * words[cache + D_STRIDE]
             for entry in range(record, record + ways):
                 tag = words[entry]
@@ -127,12 +125,16 @@ def dirty_frames(
     for n in range(words[NR_TLBS]):
         cache = DESCRIPTORS + n * DESCRIPTOR
         ways = words[cache + D_WAYS]
+        left = entries_held(words, cache)
         for nth in range(words[cache + D_SETS]):
+            if not left:
+                break
             record = words[cache + D_RECORDS] + nth * words[cache + D_STRIDE]
             for entry in range(record, record + ways):
                 tag = words[entry]
                 if tag < 0:
                     continue
+                left -= 1
                 info = words[entry + E_INFO * ways]
                 if info & STORED != STORED:
                     continue
