@@ -144,15 +144,16 @@ class Events(Observer):
 
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
         self.observers = tuple(observers)
-        self.heard: list[str] = []
-        """Events that somebody listens to."""
+        self.listeners: dict[str, tuple[Callable[..., None], ...]] = {}
+        """Who listens to each event, if anybody does."""
         for name in EVENT_NAMES:
             listening = tuple(
                 getattr(observer, name)
                 for observer in self.observers
                 if getattr(type(observer), name) is not getattr(Observer, name)
             )
-            self.heard += [name] * bool(listening)
+            if listening:
+                self.listeners[name] = listening
             bound = (
                 _nothing if not listening else listening[0] if len(listening) == 1 else _fan_out(listening)
             )

@@ -65,9 +65,9 @@ class Slab(Generic[T]):
         self.objects += map(self._make, fresh)
         self._free[:0] = reversed(fresh)
 
-    def is_spare(self, obj: T) -> bool:
-        """Whether ``obj`` waits to be handed out."""
-        return obj.slot in self._free
+    def spares(self) -> set[int]:
+        """Slots that wait to be handed out."""
+        return set(self._free)
 
     def free(self, obj: T) -> None:
         """Give a slot back; its generation moves on. The object must not be used again."""

@@ -230,7 +230,7 @@ def interrupt(program: Explored, execution: int, monkeypatch: pytest.MonkeyPatch
     def impatient(*args: Any, **more: Any) -> Any:
         left[0] -= 1
         if left[0] == 0:
-            program.sched.after_step = lambda: signal.raise_signal(signal.SIGINT)
+            program.sched.in_user_mode = lambda cpu: signal.raise_signal(signal.SIGINT)
         return once(*args, **more)
 
     monkeypatch.setattr(program, "once", impatient)

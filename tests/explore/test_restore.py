@@ -52,10 +52,10 @@ def test_frames_that_the_last_cpu_took_go_back_though_those_of_the_others_lie_be
 def test_a_spare_object_that_was_handed_out_is_spare_again_with_its_lists_empty(tmp_path: Path) -> None:
     program = touching(tmp_path, "{1: {mm: a, do: [{fork: {child: b}}, {store: {mm: b, at: 16p}}]}}")
     mms = program.machine.kernel.mms
-    spare = [mm for mm in mms.objects if mms.is_spare(mm)]
+    spare = [mm for mm in mms.objects if mm.slot in mms.spares()]
     before = [(mm.generation, mm.serial, mm.mm_users, mm.nr_tables, list(mm.vmas)) for mm in spare]
     assert not program.once(as_it_goes()).finding
-    assert [mm for mm in mms.objects if mms.is_spare(mm)] == spare
+    assert [mm for mm in mms.objects if mm.slot in mms.spares()] == spare
     assert [(mm.generation, mm.serial, mm.mm_users, mm.nr_tables, list(mm.vmas)) for mm in spare] == before
 
 

@@ -47,7 +47,7 @@ PDE = {"PDE": WalkCacheSpec(level=1, entries=8, ways=4)}
 
 def words_of(bench: Bench) -> npt.NDArray[np.int64]:
     """Everything the CPU's hardware knows."""
-    return bench.cpu._words
+    return bench.cpu.words
 
 
 class MapsYoungPages(MapsWhatIsTouched):

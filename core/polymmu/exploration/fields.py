@@ -22,7 +22,7 @@ from polymmu.hooks import ArchKernel
 from polymmu.sched.access import Mode
 from polymmu.sched.exploring import ExploringSched
 from polymmu.sched.locks import Lock, RwSem
-from polymmu.sched.shared import Rule, rules_of
+from polymmu.sched.shared import Guard, Rule, rules_of
 from polymmu.slab import Slab
 from polymmu.structs import address_space, anon_vma, mm_struct, vm_area_struct
 
@@ -115,13 +115,11 @@ class SharedFields:
         lockdep = self.sched.lockdep
         return lockdep is None or lockdep.holds(lock)
 
-    def guard_of(self, rule: Rule, thing: object) -> Lock | None:
+    def guard_of(self, guard: Guard, thing: object) -> Lock | None:
         """Who guards a field of ``thing``; finding that out is no operation."""
-        if rule.guard is None:
-            return None
-        outer, self.sched.watches = self.sched.watches, False
-        lock = rule.guard(thing)
-        self.sched.watches = outer
+        self.sched.watches = False
+        lock = guard(thing)
+        self.sched.watches = True
         return lock
 
     def check(self, lock: Lock, what: str, to_write: bool) -> None:
@@ -159,14 +157,15 @@ def _owned(fields: SharedFields, kind: type, name: str, field: str) -> property:
 def _passed_over(fields: SharedFields, kind: type, field: str) -> property:
     """A field that is not looked at here. ``sched.atomic()`` was about it, not about the next one."""
     member = getattr(kind, field)
+    raw, put_raw, sched = member.__get__, member.__set__, fields.sched
 
     def get(thing: object) -> Any:
-        fields.sched.not_atomic()
-        return member.__get__(thing)
+        sched._next_is_atomic = False
+        return raw(thing)
 
     def put(thing: object, value: object) -> None:
-        fields.sched.not_atomic()
-        member.__set__(thing, value)
+        sched._next_is_atomic = False
+        put_raw(thing, value)
 
     return property(get, put)
 
@@ -176,12 +175,12 @@ def _property(fields: SharedFields, kind: type, name: str, field: str, rule: Rul
     member = getattr(kind, field)
     raw: Callable[[object], Any] = member.__get__
     put_raw: Callable[[object, Any], None] = member.__set__
-    sched = fields.sched
+    sched, guard, strict = fields.sched, rule.guard, rule.strict
 
     def get(thing: object) -> Any:
         if sched.watches:
-            lock = fields.guard_of(rule, thing)
-            if rule.strict:
+            lock = None if guard is None else fields.guard_of(guard, thing)
+            if strict:
                 if lock is not None:
                     fields.check(lock, name, to_write=False)
             elif lock is None or not fields.holds(lock, to_write=False):
@@ -192,10 +191,10 @@ def _property(fields: SharedFields, kind: type, name: str, field: str, rule: Rul
         if not sched.watches:
             put_raw(thing, value)
             return
-        lock = fields.guard_of(rule, thing)
+        lock = None if guard is None else fields.guard_of(guard, thing)
         if lock is not None:
             fields.check(lock, name, to_write=True)
-        if rule.strict:
+        if strict:
             put_raw(thing, value)
             return
 

@@ -120,29 +120,34 @@ class Saved:
         self._seen: dict[int, object] = {id(thing): thing for thing in (ram, frames, *leave)}
         self._used = Copies()
         todo = list(roots)
-        spares = []
+        slabs = tuple(slabs)
         for slab in slabs:
             self._seen[id(slab.objects)] = slab.objects
             self._used.lists.append((slab.objects, list(slab.objects)))
-            todo += [each for each in slab.objects if not slab.is_spare(each)]
-            spares += [(slab, each) for each in slab.objects if slab.is_spare(each)]
+            spares = slab.spares()
+            todo += [each for each in slab.objects if each.slot not in spares]
         self._save_all(self._used, todo)
-        self._spares: list[tuple[Slab[Any], Any, int, Copies]] = []
-        for slab, spare in spares:
-            copies = Copies()
-            self._save_all(copies, [spare])
-            self._spares.append((slab, spare, spare.generation, copies))
+        self._spares = [
+            (slab, [self._save_spare(slab.objects[slot]) for slot in sorted(slab.spares())]) for slab in slabs
+        ]
         self._save_frames()
 
     def restore(self) -> None:
         """Everything as it was."""
-        for slab, spare, generation, copies in self._spares:
-            if spare.generation != generation or not slab.is_spare(spare):
-                copies.put_back()
+        for slab, spares in self._spares:
+            now = slab.spares()
+            for spare, generation, copies in spares:
+                if spare.generation != generation or spare.slot not in now:
+                    copies.put_back()
         self._restore_frames()
         self._used.put_back()
 
     # ------------------------------------------------------------------ objects
+    def _save_spare(self, spare: Any) -> tuple[Any, int, Copies]:
+        copies = Copies()
+        self._save_all(copies, [spare])
+        return spare, spare.generation, copies
+
     def _save_all(self, copies: Copies, todo: list[Any]) -> None:
         while todo:
             self._save(copies, todo.pop(), todo)
@@ -209,14 +214,14 @@ class Saved:
         table, pages, high = self._frames.table, self._pages, self._high
         below = table[:, :high]
         changed = (below != self._table).any(axis=0)
-        empty = np.flatnonzero(changed & ~self._full)
+        empty = (changed & ~self._full).nonzero()[0]
         if len(empty):
             pages[empty] = 0
         below[:] = self._table
         for first, contents in self._runs:
             pages[first : first + len(contents)] = contents
         above = table[:, high : self._free.bump]  # what was never used lies beyond
-        used = np.flatnonzero(above.any(axis=0))
+        used = above.any(axis=0).nonzero()[0]
         if len(used):
             pages[high + used] = 0
             above[:] = 0

@@ -25,6 +25,7 @@ from polymmu.exploration.watch import silently, watch
 from polymmu.machine import Machine
 from polymmu.mm.mm import leave_lazy_tlb
 from polymmu.registry import Arch
+from polymmu.sanitize.progress import Progress
 from polymmu.sanitize.state import State
 from polymmu.sanitize.violation import Violation
 from polymmu.sched.exploring import ExploringSched, Stuck
@@ -37,7 +38,6 @@ __all__ = ["Explored", "Outcome"]
 
 FRAMES, OBJECTS = 32, 8
 """Frames that each CPU has in stock, and kernel objects that each slab has."""
-NOBODY = Events()
 BUFFER = 4
 """Stores that a store buffer takes."""
 
@@ -122,16 +122,17 @@ class Explored:
         watcher = FlushWatcher(kernel, self.sched, self.sanitizer)
         for cpu in kernel.cpus:
             cpu.watcher = watcher
-        for name in kernel.events.heard:
-            setattr(kernel.events, name, silently(self.sched, getattr(kernel.events, name)))
+        for name, listeners in kernel.events.listeners.items():
+            setattr(kernel.events, name, silently(self.sched, *listeners))
         depend_on_flushes(kernel, self.sched)
+        self._end_events = Events([judge for judge in self.sanitizer.judges if isinstance(judge, Progress)])
         for judge in self.sanitizer.judges:
             if isinstance(judge, State):
                 judge.eager = (
                     False  # what is wrong stays wrong to the end, or a judge of single events sees it
                 )
-        self._to_user = silently(self.sched, self.sanitizer.to_user)
-        self.sched.after_step = self._look_at_users
+        # Whoever runs user code may use what its TLB holds, now.
+        self.sched.in_user_mode = silently(self.sched, self.sanitizer.to_user)
         fields = SharedFields(self.sched, self._race, shootdown=file.scenario.shootdown)
         watch_fields(kernel, fields)
         self.run = ScenarioRun(self.machine, file, lingering=True)
@@ -186,10 +187,7 @@ class Explored:
             first = violations[0]
             return Outcome(finding=str(first), invariant=first.invariant, violation=first)
         if failure is None:
-            kernel = self.machine.kernel
-            kernel.events = NOBODY  # only whether anything stays is judged now
-            for cpu in kernel.cpus:
-                cpu.watcher = None
+            self._dismiss_judges()
             try:
                 self.run.give_up()
             except Stop as stop:
@@ -206,11 +204,13 @@ class Explored:
             return Outcome(finding=said, invariant="INV-ATOMIC" if "sleeping" in said else "INV-REF")
         raise failure
 
+    def _dismiss_judges(self) -> None:
+        """Nobody runs any more: from now on it only matters that everything ends and what is left then."""
+        kernel = self.machine.kernel
+        kernel.events = self._end_events
+        for cpu in kernel.cpus:
+            cpu.watcher = cpu.to_user = None
+
     def _race(self, what: str) -> None:
         bench = self.sanitizer.bench
         bench.tell("INV-RACE", bench.now("nobody else had to wait"), what)
-
-    def _look_at_users(self) -> None:
-        """Whoever runs user code may use what its TLB holds, now."""
-        for cpu in self.sched.in_user_mode():
-            self._to_user(cpu)

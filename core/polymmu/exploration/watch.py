@@ -119,12 +119,13 @@ class WatchedCode(UserCode):
         )
 
 
-def silently(sched: ExploringSched, function: Callable[..., None]) -> Callable[..., None]:
-    """``function``, which only looks: what it reads is no operation."""
+def silently(sched: ExploringSched, *functions: Callable[..., None]) -> Callable[..., None]:
+    """``functions``, one after another, which only look: what they read is no operation."""
 
     def look(*args: object) -> None:
         outer, sched.watches = sched.watches, False
-        function(*args)
+        for function in functions:
+            function(*args)
         sched.watches = outer
 
     return look

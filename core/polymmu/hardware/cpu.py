@@ -101,13 +101,14 @@ class Cpu:
         self.position = 0
         """Index in the batch of the access that faulted last."""
         state = build(tlbs, walk_caches, translation, seed)
-        self._words = state.words
+        self.words = state.words
+        """Everything the hardware knows, as ``hardware.state`` maps it: others only look."""
         self._view = memoryview(state.words)  # type: ignore[arg-type]
         self._tlbs = state.tlbs
-        self._seen = new_seen(FIRST_SEEN_SLOTS, self._words)
+        self._seen = new_seen(FIRST_SEEN_SLOTS, self.words)
         self._page_size = 1 << translation.page_shift
-        self._words[at.RAM_BYTES] = ram.size
-        self._words[at.ROOT] = -1  # nothing is mapped before a root is loaded
+        self.words[at.RAM_BYTES] = ram.size
+        self.words[at.ROOT] = -1  # nothing is mapped before a root is loaded
         self._batch: Columns | None = None
         self._runs: tuple[npt.NDArray[Any], ...] | None = None
         self._addresses: object = None
@@ -138,8 +139,8 @@ class Cpu:
     @privilege.setter
     def privilege(self, privilege: Privilege) -> None:
         self._view[at.PRIVILEGE] = privilege
-        self._words[at.NEED : at.NEED + 4] = needs(privilege)
-        clear_front(self._words)
+        self.words[at.NEED : at.NEED + 4] = needs(privilege)
+        clear_front(self.words)
 
     @property
     def space(self) -> int:
@@ -149,12 +150,12 @@ class Cpu:
     @property
     def mmu(self) -> npt.NDArray[np.int64]:
         """The MMU's own registers and buffers, as its miss routine sees them at ``MMU``; write to change them."""
-        return self._words[at.MMU : at.MMU + at.MMU_WORDS]
+        return self.words[at.MMU : at.MMU + at.MMU_WORDS]
 
     def load_asids(self, asids: Sequence[int]) -> None:
         """Load eight ASIDS, by an address's top three bits (ia64's region registers). Flushes nothing."""
-        self._words[at.ASIDS : at.ASIDS + 8] = asids
-        clear_front(self._words)
+        self.words[at.ASIDS : at.ASIDS + 8] = asids
+        clear_front(self.words)
 
     def load_root(self, root_pa: int, asid: int = 0, space: int | None = None) -> None:
         """Load the root register and the ASID. Flushes nothing; reads what the MMU keeps in registers.
@@ -167,8 +168,8 @@ class Cpu:
         for n, entry in enumerate(self.translation.latch_root(self.ram, root_pa)):
             view[at.ROOT_ENTRIES + n] = signed(entry)
         if root_pa != view[at.ROOT] or asid != view[at.ASID]:
-            clear_front(self._words)
-            self._words[at.ASIDS : at.ASIDS + 8] = asid
+            clear_front(self.words)
+            self.words[at.ASIDS : at.ASIDS + 8] = asid
         view[at.ROOT] = root_pa
         view[at.ASID] = asid
         view[at.SPACE] = root_pa if space is None else space
@@ -188,7 +189,7 @@ class Cpu:
         """Make room in a table, or let software handle the fault the kernel was left with."""
         fault = self._view[at.STATUS : at.FAULT_WORDS].tolist()
         if fault[0] == at.GROW:
-            self._seen = grow(self._seen, self._words)
+            self._seen = grow(self._seen, self.words)
             return
         fault[0] = self.position = position
         code, va = fault[at.FAULT_CODE - at.STATUS], fault[at.FAULT_VA - at.STATUS] & (1 << 64) - 1
@@ -209,7 +210,7 @@ class Cpu:
         if self._searches_to_skip:
             self._searches_to_skip -= 1
             return NOTHING_AHEAD
-        words = self._words
+        words = self.words
         start, stop = self.position, self._stop
         if self._runs is not None:
             stop = min(stop, start + RUN_WINDOW)
@@ -275,7 +276,7 @@ class Cpu:
             self._last_fault = []
             view[at.RESUME] = 0
             while not replay(
-                self._one_op, self._one_address, self._one_size, 0, 1, self._words, self._seen, self.ram.words
+                self._one_op, self._one_address, self._one_size, 0, 1, self.words, self._seen, self.ram.words
             ):
                 self._fault(0)
             if pieces:
@@ -293,12 +294,12 @@ class Cpu:
         self._view[at.RESUME] = 0
         drops, self._view[at.FAULT_DROPS] = self._view[at.FAULT_DROPS], 0
         self._one_op[0], self._one_address[0] = Access.LOAD, signed(va)
-        words, ram = self._words, self.ram.words
+        words, ram = self.words, self.ram.words
         while not replay(self._one_op, self._one_address, self._one_size, 0, 1, words, self._seen, ram):
             if self._view[at.STATUS] != at.GROW:
                 self._view[at.RESUME] = 0
                 break
-            self._seen = grow(self._seen, self._words)
+            self._seen = grow(self._seen, self.words)
         else:
             self._view[at.FAULT_DROPS] = drops
             return True
@@ -308,7 +309,7 @@ class Cpu:
     def speculate_tables(self, va: int) -> None:
         """As ``speculate``; where no page is mapped, caches may have the tables on the way all the same."""
         if not self.speculate(va) and self._view[at.FAULT_DROPS]:
-            keep_upper(self._words, signed(va), self._view[at.FAULT_LEVEL])
+            keep_upper(self.words, signed(va), self._view[at.FAULT_LEVEL])
 
     def _checked(self, va: int, size: int) -> None:
         if va < 0 or size < 0 or va + size > 1 << 64:
@@ -360,7 +361,7 @@ class Cpu:
             _column(vaddr, np.uint64).view(np.int64),
             _column(size, np.uint8),
         )
-        words, view, ram = self._words, self._view, self.ram.words
+        words, view, ram = self.words, self._view, self.ram.words
         while True:
             start = replay(ops, addresses, sizes, start, stop, words, self._seen, ram)
             if not view[at.STATUS]:
@@ -390,7 +391,7 @@ class Cpu:
             _column(write, np.uint8),
             _column(count, np.uint32),
         )
-        words, view, ram = self._words, self._view, self.ram.words
+        words, view, ram = self.words, self._view, self.ram.words
         while True:
             start = replay_runs(pages, kinds, writes, counts, start, stop, words, self._seen, ram)
             if not view[at.STATUS]:
@@ -412,11 +413,6 @@ class Cpu:
         self._view[at.PENDING_HEAD] = self._view[at.PENDING_TAIL] = 0
 
     # --- what is cached
-    @property
-    def words(self) -> npt.NDArray[np.int64]:
-        """Everything the hardware knows, as ``hardware.state`` maps it: for those who only look."""
-        return self._words
-
     def invalidate(
         self,
         *,
@@ -443,7 +439,7 @@ class Cpu:
             watcher.before_invalidate(self, asid, start, end)
         dropped = int(
             sweep(
-                self._words,
+                self.words,
                 self.ram.words,
                 False,
                 EVERYWHERE if asid is None else asid,
@@ -471,7 +467,7 @@ class Cpu:
             return 0
         self._view[at.WALK_ROOT] = root
         space = EVERYWHERE if asid is None else asid
-        words, ram = self._words, self.ram.words
+        words, ram = self.words, self.ram.words
         return int(sweep(words, ram, True, space, 0, int(walk_caches), signed(low), signed(last), False))
 
     def _range(self, start: int | None, end: int | None) -> tuple[int, int]:
@@ -505,11 +501,11 @@ class Cpu:
 
     def reset_counters(self) -> None:
         """Set every count to zero, and forget which pages were ever touched."""
-        self._words[at.ACCESSES : at.AD_UPDATES + 1] = 0
-        self._words[at.EVENTS : at.EVENTS + at.MAX_EVENTS] = 0
+        self.words[at.ACCESSES : at.AD_UPDATES + 1] = 0
+        self.words[at.EVENTS : at.EVENTS + at.MAX_EVENTS] = 0
         for home in self._tlbs.values():
-            self._words[home + at.D_HITS : home + at.D_FLUSHED + 1] = 0
-        self._seen = new_seen(FIRST_SEEN_SLOTS, self._words)
+            self.words[home + at.D_HITS : home + at.D_FLUSHED + 1] = 0
+        self._seen = new_seen(FIRST_SEEN_SLOTS, self.words)
 
 
 def _column(values: npt.NDArray[Any], kind: type) -> npt.NDArray[Any]:

@@ -42,6 +42,7 @@ from polymmu.hardware.state import (
     TAG_SHIFT,
 )
 from polymmu.hardware.tlb_kernels import (
+    entries_held,
     find,
     forget,
     is_usable,
@@ -78,10 +79,14 @@ def drop_tlb(state: Words, cache: int, space: int, with_global: int, start: int,
     """Drop the entries of one TLB for ``space`` whose page, in its real size, meets [start, last]."""
     dropped = 0
     ways = ways_of(state, cache)
+    left = entries_held(state, cache)
     for n in range(state[cache + D_SETS] * ways):
+        if not left:
+            break
         entry = nth_entry(state, cache, n)
         tag = state[entry]
         if tag >= 0:
+            left -= 1
             owner = state[entry + E_SPACE * ways]
             is_mine = with_global > 0 if owner == GLOBAL else is_usable(space, owner)
             if is_mine:
@@ -122,10 +127,14 @@ def drop_walk_cache(state: Words, cache: int, space: int, which: int, start: int
     shift = walk_cache_shift(state, cache)
     dropped = 0
     ways = ways_of(state, cache)
+    left = entries_held(state, cache)
     for n in range(state[cache + D_SETS] * ways):
+        if not left:
+            break
         entry = nth_entry(state, cache, n)
         tag = state[entry]
         if tag >= 0:
+            left -= 1
             mine = which == ALL_OF_THEM or space == EVERYWHERE or state[entry + E_SPACE * ways] == space
             if mine and (which != ON_PATH or overlaps(start, last, tag >> TAG_SHIFT << shift, shift)):
                 forget(state, cache, entry)
@@ -165,10 +174,14 @@ def stale_entries(state: Words, ram: Words, cache: int, space: int, start: int, 
     is_tlb = state[cache + D_HOLDS] != 0
     ways = ways_of(state, cache)
     total = 0
+    left = entries_held(state, cache)
     for n in range(state[cache + D_SETS] * ways):
+        if not left:
+            break
         entry = nth_entry(state, cache, n)
         tag = state[entry]
         if tag >= 0:
+            left -= 1
             shift = state[SIZES + (tag & ORDINAL_MASK)] if is_tlb else walk_cache_shift(state, cache)
             va = tag >> TAG_SHIFT << shift
             user = space_of(state, va) if space == EVERYWHERE else space

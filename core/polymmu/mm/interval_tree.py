@@ -52,7 +52,8 @@ class IntervalTree:
         return (
             node is not None
             and node.vma is vma
-            and (node.start, node.last) == (vma.vm_pgoff, last_index(vma))
+            and node.start == vma.vm_pgoff
+            and node.last == last_index(vma)
         )
 
     def __iter__(self) -> Iterator[vm_area_struct]:

@@ -17,7 +17,7 @@ def vma_pages(vma: vm_area_struct) -> int:
 
 def last_index(vma: vm_area_struct) -> int:
     """Index of the last page of ``vma``; that of the first is ``vm_pgoff``."""
-    return vma.vm_pgoff + vma_pages(vma) - 1
+    return vma.vm_pgoff + ((vma.vm_end - vma.vm_start) >> vma.vm_mm.layout.page_shift) - 1
 
 
 def linear_index(vma: vm_area_struct, addr: int) -> int:

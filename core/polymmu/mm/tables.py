@@ -225,7 +225,7 @@ def entries_in(
         return
     values = read_run(kernel.ram, first, width, kernel.shape.byte_order, n)
     base = addr >> shift << shift
-    for index in np.flatnonzero(values != np.uint64(empty)).tolist():
+    for index in (values != np.uint64(empty)).nonzero()[0].tolist():
         start = addr if not index else base + (index << shift)
         yield first + index * width, int(values[index]), start, kernel.ops.addr_end(mm, level, start, end)
 

@@ -309,7 +309,7 @@ def _next_run(
 
     ``chosen``: which go, if not all. Where none is left both are the end of ``values``.
     """
-    goes = np.flatnonzero(kernel.shape.pte.mapped_in(values) if chosen is None else chosen)
+    goes = (kernel.shape.pte.mapped_in(values) if chosen is None else chosen).nonzero()[0]
     if not len(goes):
         return len(values), len(values)
     first, last = int(goes[0]), int(goes[:room][-1]) + 1

@@ -74,6 +74,7 @@ class FreedFrames(Judge):
     def _suspect(self, low: int, high: int) -> None:
         """Suspect what leads to a free frame, and what the walk caches have that leads into [low, high)."""
         shift, count = self.kernel.frames.page_shift, self.kernel.frames.count
+        freed: dict[int, Happened] = {}
         for cpu in self.kernel.cpus:
             found = entries_to_free_frames(cpu.words, self._frames, shift, count, low, high, self._out)
             if found:
@@ -82,7 +83,10 @@ class FreedFrames(Judge):
                 for at, place in enumerate(self._out[: found * COLUMNS_OUT : COLUMNS_OUT].tolist()):
                     if place not in suspects:
                         row = self._out[at * COLUMNS_OUT : (at + 1) * COLUMNS_OUT].copy()
-                        suspects[place] = Suspect(row, self._freed(row, low, high))
+                        leads_to = row.item(3)
+                        if leads_to not in freed:
+                            freed[leads_to] = self._freed(leads_to, low, high)
+                        suspects[place] = Suspect(row, freed[leads_to])
                         fresh.append(suspects[place])
                 if self.kernel.lazy >> cpu.index & 1 and cpu is not self.kernel.sched.cpu:
                     self._judge_lazy(cpu, fresh)
@@ -93,8 +97,7 @@ class FreedFrames(Judge):
             if not suspect.in_tlb(cpu) and what_became_of(cpu.words, suspect.entry) == 2:
                 self._accuse(cpu, suspect, "keeps an mm lazily")
 
-    def _freed(self, row: NDArray[np.int64], low: int, high: int) -> Happened:
-        leads_to = int(row[3])
+    def _freed(self, leads_to: int, low: int, high: int) -> Happened:
         what = (
             f"table {low:#x}"
             if low <= leads_to < high

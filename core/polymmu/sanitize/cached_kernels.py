@@ -32,6 +32,7 @@ from polymmu.hardware.state import (
     TAG_SHIFT,
     USER_RIGHTS,
 )
+from polymmu.hardware.tlb_kernels import entries_held
 
 __all__ = ["COLUMNS_OUT", "dirty_frames", "entries_to_free_frames", "what_became_of"]
 
@@ -61,12 +62,16 @@ def entries_to_free_frames(
         cache = DESCRIPTORS + n * DESCRIPTOR
         ways = words[cache + D_WAYS]
         in_tlb = words[cache + D_HOLDS] != 0
+        left = entries_held(words, cache)
         for nth in range(words[cache + D_SETS]):
+            if not left:
+                break
             record = words[cache + D_RECORDS] + nth * words[cache + D_STRIDE]
             for entry in range(record, record + ways):
                 tag = words[entry]
                 if tag < 0:
                     continue
+                left -= 1
                 info = words[entry + E_INFO * ways]
                 if in_tlb and (info & ABSENT or not info & RIGHTS):
                     continue
@@ -120,12 +125,16 @@ def dirty_frames(
     for n in range(words[NR_TLBS]):
         cache = DESCRIPTORS + n * DESCRIPTOR
         ways = words[cache + D_WAYS]
+        left = entries_held(words, cache)
         for nth in range(words[cache + D_SETS]):
+            if not left:
+                break
             record = words[cache + D_RECORDS] + nth * words[cache + D_STRIDE]
             for entry in range(record, record + ways):
                 tag = words[entry]
                 if tag < 0:
                     continue
+                left -= 1
                 info = words[entry + E_INFO * ways]
                 if info & STORED != STORED:
                     continue

@@ -36,7 +36,8 @@ class Bench(Observer):
         sched = self.kernel.sched
         cpu = sched.cpu.index
         task = getattr(sched.context, "name", "the task")
-        return Happened(what=what, cpu=cpu, task=task, time=sched.clock[cpu], place=place_here(sched))
+        place = place_here(sched) if sched.tells_places else ""
+        return Happened(what, cpu, task, sched.clock[cpu], place)
 
     def tell(self, invariant: str, first: Happened, second: str) -> None:
         """``invariant`` is broken: ``second`` happens now, after ``first``."""

@@ -10,6 +10,9 @@ It only looks. A violation is noted and the run goes on, except where it would n
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from polymmu.events import Events
 from polymmu.hardware.cpu import Cpu, Watcher
 from polymmu.hooks import ArchKernel
@@ -45,6 +48,10 @@ class Sanitizer:
                 Progress,
             )
         )
+        self._to_user = self._asked("to_user")
+        self._before_invalidate = self._asked("before_invalidate")
+        self._after_invalidate = self._asked("after_invalidate")
+        self._suspects_on = self._asked("suspects_on")
         self.held = frames_held(kernel)
         kernel.events = Events((*kernel.events.observers, self.bench, *self.judges))
         kernel.sched.lockdep = self.bench.lockdep
@@ -53,6 +60,14 @@ class Sanitizer:
             self._other_watchers[cpu.index] = cpu.watcher
             cpu.watcher = self
             cpu.to_user = self.to_user
+
+    def _asked(self, what: str) -> tuple[Callable[..., Any], ...]:
+        """The answers of the judges that have one to ``what``."""
+        return tuple(
+            getattr(judge, what)
+            for judge in self.judges
+            if getattr(type(judge), what) is not getattr(Judge, what)
+        )
 
     @property
     def violations(self) -> list[Violation]:
@@ -78,26 +93,26 @@ class Sanitizer:
 
     def suspects(self, cpu: Cpu) -> bool:
         """Whether some judge waits to see if ``cpu`` drops an entry before it runs user code."""
-        return any(judge.suspects_on(cpu) for judge in self.judges)
+        return any(suspects_on(cpu) for suspects_on in self._suspects_on)
 
     # ------------------------------------------------------------------ what CPUs tell
     def to_user(self, cpu: Cpu) -> None:
         """``cpu`` is about to run user code."""
-        for judge in self.judges:
-            judge.to_user(cpu)
+        for to_user in self._to_user:
+            to_user(cpu)
 
     def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
         """``cpu`` is about to drop translations."""
         other = self._other_watchers[cpu.index]
         if other is not None:
             other.before_invalidate(cpu, asid, start, end)
-        for judge in self.judges:
-            judge.before_invalidate(cpu)
+        for before_invalidate in self._before_invalidate:
+            before_invalidate(cpu)
 
     def after_invalidate(self, cpu: Cpu, dropped: int) -> None:
         """``cpu`` dropped ``dropped`` entries."""
         other = self._other_watchers[cpu.index]
         if other is not None:
             other.after_invalidate(cpu, dropped)
-        for judge in self.judges:
-            judge.after_invalidate(cpu)
+        for after_invalidate in self._after_invalidate:
+            after_invalidate(cpu)

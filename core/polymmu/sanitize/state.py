@@ -219,7 +219,7 @@ class State(Judge):
                 addr = stop
         width, order = layout.entry_bytes[0], self.kernel.shape.byte_order
         values = read_run(self.kernel.ram, mm.pgd, width, order, layout.entries_of(0))
-        used = np.flatnonzero(values != np.uint64(format_of(mm, 0).empty))
+        used = (values != np.uint64(format_of(mm, 0).empty)).nonzero()[0]
         return sorted(span for index in used.tolist() for span in covered.get(index, ()))
 
     def _vma(
@@ -235,7 +235,7 @@ class State(Judge):
         total = anon_total = 0
         for ptep, addr, stop in table_runs(mm, vma.vm_start, vma.vm_end):
             values = read_ptes(mm, ptep, (stop - addr) >> shift)
-            at = np.flatnonzero(pte.mapped_in(values))
+            at = pte.mapped_in(values).nonzero()[0]
             if not len(at):
                 continue
             values = values[at]
@@ -404,7 +404,7 @@ def _joined(parts: list[Pfns]) -> Pfns:
 
 def _lowest(wrong: NDArray[np.bool_]) -> list[int]:
     """The first place where ``wrong`` holds, if any."""
-    places: list[int] = np.flatnonzero(wrong)[:1].tolist()
+    places: list[int] = wrong.nonzero()[0][:1].tolist()
     return places
 
 

@@ -7,7 +7,7 @@ import attrs
 __all__ = ["Happened", "Violation"]
 
 
-@attrs.define(kw_only=True, unsafe_hash=True)
+@attrs.define(unsafe_hash=True)
 class Happened:
     """One event: ``what``, on which ``cpu``, by which ``task``, at which ``time`` (that CPU's cycles), and ``place``
     (``file.py:line function``). Made for every event that might be the first of two, so not frozen, though nobody

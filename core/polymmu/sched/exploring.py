@@ -111,6 +111,10 @@ _WAITS = frozenset(("lock", "read_lock", "asleep", "ack", "interrupt", "end", "g
 """Operations that may have to wait."""
 
 
+def _nobody(cpu: Cpu) -> None:
+    """Nobody cares which CPUs run user code."""
+
+
 def _lasting(what: Any) -> Hashable:
     """What an operation is on, told alike in every execution: a lock in a frame may be another object in each."""
     key: Hashable = getattr(what, "key", None)
@@ -164,8 +168,8 @@ class ExploringSched(SharedWords):
         """Whether what is done now are operations: not outside of an execution, nor what only looks."""
         self._switching = [False] * len(self.cpus)
         """Which CPUs change their mm: with interrupts off, as Linux does."""
-        self.after_step: Callable[[], None] | None = None
-        """Called when an operation is over."""
+        self.in_user_mode: Callable[[Cpu], None] = _nobody
+        """Told, when an operation is over, of each CPU that runs user code for all that the kernel knows."""
 
     @property
     def lasting(self) -> tuple[object, ...]:
@@ -182,14 +186,6 @@ class ExploringSched(SharedWords):
     def keys(self, keys: Sequence[Key]) -> None:
         self._numbers.clear()
         self._numbers.update((key, number) for number, key in enumerate(keys))
-
-    def in_user_mode(self) -> list[Cpu]:
-        """Who runs user code for all that the kernel knows: its task waits there for its turn."""
-        return [
-            self.cpus[task.cpu]
-            for task in self._on_cpu
-            if task is not None and (task.kind == "user" or (task.kind == "end" and task.what))
-        ]
 
     @property
     def runs_tasks(self) -> bool:  # type: ignore[override]  # solo's never changes
@@ -388,14 +384,18 @@ class ExploringSched(SharedWords):
             did, self._did = self._did, []
             self._stepping = False
             self._last = task.number
-            if self.after_step is not None:
-                self.after_step()
+            self._look_at_users()
             if self.tells:
                 self._picker.happened(task.number, task.kind, task.what, did)
         if not self.tells:
             self._newborn.clear()
         elif self._newborn:
             self._announce()
+
+    def _look_at_users(self) -> None:
+        for task in self._on_cpu:  # it waits in user mode for its turn
+            if task is not None and (task.kind == "user" or (task.kind == "end" and task.what)):
+                self.in_user_mode(self.cpus[task.cpu])
 
     def _announce(self) -> None:
         assert self._picker is not None
@@ -583,8 +583,8 @@ class ExploringSched(SharedWords):
     def user(self, work: Callable[[], int], more: int = 0) -> None:
         self.point("user", None)
         self.did(Mode.READ, ("judged", self.cpu.index))
-        if self.after_step is not None and self._picker is not None:
-            self.after_step()
+        if self._picker is not None:
+            self._look_at_users()
         self.clock[self.cpu.index] += work()
         self._look_as_kernel()
 

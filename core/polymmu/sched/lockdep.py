@@ -110,22 +110,20 @@ class Lockdep:
         held = self._held.get(self.sched.context)
         if not held:
             return
-        here = place_here(self.sched)
         for outer, place in held:
             if outer is lock:
-                self._tell("INV-LOCK", f"{lock.name} taken again by who holds it", place, here)
+                self._tell_here(f"{lock.name} taken again by who holds it", place)
             elif outer.name != lock.name:
-                self._edge(outer.name, place, lock.name, here)
+                if lock.name not in self.order.get(outer.name, ()):
+                    self._edge(outer.name, place, lock.name, place_here(self.sched))
             elif not nested:
-                self._tell("INV-LOCK", f"two of {lock.name} held, in no order that is known", place, here)
+                self._tell_here(f"two of {lock.name} held, in no order that is known", place)
             elif (
                 (guard := lock.guard) is not None
                 and guard is outer.guard
                 and guard.owner is not self.sched.context
             ):
-                self._tell(
-                    "INV-LOCK", f"two of {lock.name} held without {guard.name} for writing", place, here
-                )
+                self._tell_here(f"two of {lock.name} held without {guard.name} for writing", place)
 
     def taken(self, lock: Lock) -> None:
         """The current context holds ``lock`` now."""
@@ -139,14 +137,12 @@ class Lockdep:
                 del held[n]
                 return
         holder = next((place for other, place in self.held() if other is lock), "nowhere")
-        self._tell(
-            "INV-LOCK", f"{lock.name} released by who does not hold it", holder, place_here(self.sched)
-        )
+        self._tell_here(f"{lock.name} released by who does not hold it", holder)
 
     def freed(self, lock: Lock) -> None:
         """``lock`` goes, with what it is in, although somebody holds it."""
         holder = next((place for other, place in self.held() if other is lock), "nowhere")
-        self._tell("INV-LOCK", f"{lock.name} freed while it is held", holder, place_here(self.sched))
+        self._tell_here(f"{lock.name} freed while it is held", holder)
 
     def sleeping(self, why: str, state: str) -> None:
         """The current context may sleep (``why``) although it is in ``state``, where nobody may."""
@@ -172,11 +168,8 @@ class Lockdep:
 
     # ------------------------------------------------------------------ the order
     def _edge(self, outer: str, outer_place: str, inner: str, inner_place: str) -> None:
-        known = self.order.setdefault(outer, {})
-        if inner in known:
-            return
         back = self._path(inner, outer)
-        known[inner] = outer_place, inner_place
+        self.order.setdefault(outer, {})[inner] = outer_place, inner_place
         if back is None:
             return
         steps = ", ".join(
@@ -200,6 +193,9 @@ class Lockdep:
                     seen.add(inner)
                     paths.append([*path, inner])
         return None
+
+    def _tell_here(self, text: str, first: str) -> None:
+        self._tell("INV-LOCK", text, first, place_here(self.sched))
 
     def _tell(self, invariant: str, text: str, first: str, second: str) -> None:
         if (text, second) not in self._told:

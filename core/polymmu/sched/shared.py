@@ -26,7 +26,7 @@ import attrs
 
 from polymmu.sched.locks import Lock
 
-__all__ = ["Rule", "owned", "rules_of", "shared"]
+__all__ = ["Guard", "Rule", "owned", "rules_of", "shared"]
 
 Guard = Callable[[Any], Lock | None]
 KEY = "polymmu.shared"

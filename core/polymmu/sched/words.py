@@ -100,10 +100,6 @@ class SharedWords(TaskSched):
     def atomic(self) -> None:
         self._next_is_atomic = self.watches
 
-    def not_atomic(self) -> None:
-        """What ``atomic`` announced is over."""
-        self._next_is_atomic = False
-
     def smp_mb(self) -> None:
         if self.buffers is not None:
             self.point("smp_mb", None)
