@@ -50,7 +50,9 @@ class World:
         self.sched = ExploringSched(cpus)
         self.bodies = bodies
         self.races: list[str] = []
-        self.fields = SharedFields(self.sched, self.races.append, shootdown=shootdown)
+        self.fields = SharedFields(
+            self.sched, lambda *said: self.races.append(" ".join(said)), shootdown=shootdown
+        )
         self.thing = Thing(Spinlock(self.sched, "lock"), RwSem(self.sched, "sem"))
         self.fields.adopt(self.thing, "thing")
 
@@ -219,4 +221,4 @@ def test_a_field_of_the_real_core_that_is_changed_without_its_lock_is_told(
     monkeypatch.setattr(RwSem, "up_write", lambda sem: None)
     found = polymmu.explore(path, "x86_64", strategy="default").to_dict()
     assert found["violation"]["invariant"] == "INV-RACE"
-    assert "without mmap_lock" in found["violation"]["message"]
+    assert " of mm a is changed without mmap_lock" in found["violation"]["message"]

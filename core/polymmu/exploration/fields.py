@@ -33,9 +33,10 @@ NOT_THE_ARCHS = mm_struct, vm_area_struct, address_space, anon_vma
 
 
 class SharedFields:
-    """Everything of one machine whose fields are operations. ``race`` is told of an access without the guard."""
+    """Everything of one machine whose fields are operations. ``race`` is told of an access without the guard: the
+    field, and what was done."""
 
-    def __init__(self, sched: ExploringSched, race: Callable[[str], None], *, shootdown: bool) -> None:
+    def __init__(self, sched: ExploringSched, race: Callable[[str, str], None], *, shootdown: bool) -> None:
         self.sched = sched
         self.shootdown = shootdown
         self.race = race
@@ -127,7 +128,7 @@ class SharedFields:
     def check(self, lock: Lock, what: str, to_write: bool) -> None:
         """Complain if the guard is missing."""
         if not self.holds(lock, to_write):
-            self.race(f"{what} is {'changed' if to_write else 'read'} without {lock.name}")
+            self.race(what, f"is {'changed' if to_write else 'read'} without {lock.name}")
 
 
 def watch_fields(kernel: ArchKernel, fields: SharedFields) -> None:

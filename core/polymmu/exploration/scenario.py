@@ -20,6 +20,7 @@ from polymmu.errors import UserMistake
 from polymmu.events import Events
 from polymmu.exploration.fields import SharedFields, watch_fields
 from polymmu.exploration.flushes import FlushWatcher, depend_on_flushes
+from polymmu.exploration.naming import Namer
 from polymmu.exploration.restore import Saved
 from polymmu.exploration.watch import silently, watch
 from polymmu.machine import Machine
@@ -199,9 +200,10 @@ class Explored:
             return Outcome(finding=said, invariant="INV-ATOMIC" if "sleeping" in said else "INV-REF")
         raise failure
 
-    def _race(self, what: str) -> None:
+    def _race(self, field: str, done: str) -> None:
         bench = self.sanitizer.bench
-        bench.tell("INV-RACE", bench.now("nobody else had to wait"), what)
+        what = Namer(self.run, bench.mms).of(field)
+        bench.tell("INV-RACE", bench.now("nobody else had to wait"), f"{what} {done}")
 
     def _look_at_users(self) -> None:
         """Whoever runs user code may use what its TLB holds, now."""
