@@ -28,13 +28,15 @@ from polymmu.mm.mm import leave_lazy_tlb
 from polymmu.registry import Arch
 from polymmu.sanitize.state import State
 from polymmu.sanitize.violation import Violation
-from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck
+from polymmu.sched.exploring import ExploringSched, Halt, Picker, Stuck, TooLong
 from polymmu.sched.store_buffers import StoreBuffers
 from polymmu.slab import Slab
 from polymmu.workload.scenario import ScenarioRun, Stop
 
-__all__ = ["Explored", "Outcome"]
+__all__ = ["STEPS", "Explored", "Outcome"]
 
+STEPS = 10_000
+"""After so many an execution is ended, if nobody says otherwise: a hundred times what they commonly have."""
 FRAMES, OBJECTS = 32, 8
 """Frames that each CPU has in stock, and kernel objects that each slab has."""
 BUFFER = 4
@@ -43,7 +45,8 @@ BUFFER = 4
 
 @attrs.frozen(kw_only=True)
 class Outcome:
-    """What came of one execution. ``finding``: what was wrong, else empty; ``halted``: the picker ended it."""
+    """What came of one execution. ``finding``: what was wrong, else empty; ``halted``: the picker ended it, or it was
+    too long."""
 
     finding: str = ""
     invariant: str = ""
@@ -56,7 +59,8 @@ Described = tuple[MachineDescription, Arch]
 
 
 class Explored:
-    """A scenario ready to be run under any picker."""
+    """A scenario ready to be run under any picker. ``steps``: an execution is ended after so many; ``cut``: how many
+    were."""
 
     def __init__(
         self,
@@ -71,6 +75,8 @@ class Explored:
         self.asked_for = machine
         self.variant = variant
         self.speculate = speculate
+        self.steps = STEPS
+        self.cut = 0
         if isinstance(machine, tuple):
             description, arch = machine
         else:
@@ -173,7 +179,8 @@ class Explored:
 
     def _outcome(self, picker: Picker, unbounded: bool) -> Outcome:
         self.run.start()
-        failure = self.sched.run(picker, unbounded=unbounded)
+        failure = self.sched.run(picker, unbounded=unbounded, steps=self.steps)
+        self.cut += isinstance(failure, TooLong)
         if isinstance(failure, KeyboardInterrupt):
             raise failure
         violations = self.sanitizer.violations

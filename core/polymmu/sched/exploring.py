@@ -34,7 +34,7 @@ from polymmu.sched.lockdep import place_here
 from polymmu.sched.locks import Lock, RwSem
 from polymmu.sched.words import BARRIERS, SharedWords
 
-__all__ = ["ExploringSched", "Halt", "Picker", "Stuck", "Task"]
+__all__ = ["ExploringSched", "Halt", "Picker", "Stuck", "Task", "TooLong"]
 
 Key = tuple[int, ...]
 NEVER = 1 << 62
@@ -42,6 +42,10 @@ NEVER = 1 << 62
 
 class Halt(Exception):
     """A picker ends the execution here."""
+
+
+class TooLong(Halt):
+    """The execution has more steps than it may: perhaps somebody tries again for ever."""
 
 
 class Stuck(AssertionError):
@@ -158,6 +162,7 @@ class ExploringSched(SharedWords):
         """Held locks that somebody is said to wait for."""
         self._last = -1
         """Who did the last operation."""
+        self._steps_left = NEVER
         self._boot = Task((), -1, "boot", 0, lambda: None)
         self.context: Task = self._boot
         self._numbers: dict[Key, int] = {}
@@ -234,10 +239,10 @@ class ExploringSched(SharedWords):
         self._newborn.append(task)
         return task
 
-    def run(self, picker: Picker, *, unbounded: bool = False) -> BaseException | None:
+    def run(self, picker: Picker, *, unbounded: bool = False, steps: int = NEVER) -> BaseException | None:
         """One execution with the tasks that were spawned; what a task raised, Stuck, Halt, or None.
 
-        ``unbounded``: budgets are never used up.
+        ``unbounded``: budgets are never used up. ``steps``: after so many it is ended (TooLong).
         """
         assert self._picker is None, "run is not re-entrant"
         self._picker, self._hub, self._failure = picker, getcurrent(), None
@@ -245,6 +250,7 @@ class ExploringSched(SharedWords):
             what: NEVER if unbounded and budget else budget for what, budget in self.budgets.items()
         }
         self._last = -1
+        self._steps_left = steps
         outer = self.context, self.cpu, self.preempt_count
         try:
             self._announce()
@@ -438,6 +444,10 @@ class ExploringSched(SharedWords):
             if self._tasks:
                 self._failure = Stuck(self._who_waits())
                 self._picker.stuck([(task.number, self._would_do(task)) for task in self._tasks])
+            return None
+        self._steps_left -= 1
+        if self._steps_left < 0:
+            self._failure = TooLong("an execution had more steps than it may have")
             return None
         try:
             number = self._picker.pick(self._last, tuple(able))
