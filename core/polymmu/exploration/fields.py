@@ -12,7 +12,7 @@ First reading: ``SharedFields.adopt``; then ``_property``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -116,19 +116,20 @@ class SharedFields:
         lockdep = self.sched.lockdep
         return lockdep is None or lockdep.holds(lock)
 
-    def guard_of(self, rule: Rule, thing: object) -> Lock | None:
+    def guards_of(self, rule: Rule, thing: object) -> Sequence[Lock]:
         """Who guards a field of ``thing``; finding that out is no operation."""
         if rule.guard is None:
-            return None
+            return ()
         outer, self.sched.silent = self.sched.silent, True
-        lock = rule.guard(thing)
+        guard = rule.guard(thing)
         self.sched.silent = outer
-        return lock
+        return (guard,) if isinstance(guard, Lock) else guard or ()
 
-    def check(self, lock: Lock, what: str, to_write: bool) -> None:
-        """Complain if the guard is missing."""
-        if not self.holds(lock, to_write):
-            self.race(what, f"is {'changed' if to_write else 'read'} without {lock.name}")
+    def check_change(self, guards: Sequence[Lock], what: str) -> None:
+        """Complain of each guard that is missing."""
+        for lock in guards:
+            if not self.holds(lock, to_write=True):
+                self.race(what, f"is changed without {lock.name}")
 
 
 def watch_fields(kernel: ArchKernel, fields: SharedFields) -> None:
@@ -181,23 +182,29 @@ def _property(fields: SharedFields, kind: type, name: str, field: str, rule: Rul
 
     def get(thing: object) -> Any:
         if sched.watches:
-            lock = fields.guard_of(rule, thing)
-            if rule.strict:
-                if lock is not None:
-                    fields.check(lock, name, to_write=False)
-            elif lock is None or not fields.holds(lock, to_write=False):
+            guards = fields.guards_of(rule, thing)
+            if any(fields.holds(lock, to_write=False) for lock in guards):
+                return raw(thing)
+            if rule.reads == "parts":
+                sched.did(Mode.READ, name)
+            elif not rule.strict:
                 sched.read(name)
+            elif guards:
+                fields.race(name, f"is read without {guards[0].name}")
         return raw(thing)
 
     def put(thing: object, value: object) -> None:
         if not sched.watches:
             put_raw(thing, value)
             return
-        lock = fields.guard_of(rule, thing)
-        if lock is not None:
-            fields.check(lock, name, to_write=True)
-        if rule.strict:
+        guards = fields.guards_of(rule, thing)
+        fields.check_change(guards, name)
+        if rule.strict or rule.reads != "operations":
+            if rule.reads == "parts":
+                sched.did(Mode.WRITE, name)
             put_raw(thing, value)
+            after = fields.guards_of(rule, thing)  # of where it came to, if it had not been there
+            fields.check_change([lock for lock in after if lock not in guards], name)
             return
 
         def write() -> Callable[[], None]:
@@ -207,7 +214,7 @@ def _property(fields: SharedFields, kind: type, name: str, field: str, rule: Rul
 
         sched.write(name, write)
 
-    return property(get, put)
+    return property(raw if rule.reads == "unseen" else get, put)
 
 
 def _entries(fields: SharedFields, name: str) -> dict[str, Any]:
