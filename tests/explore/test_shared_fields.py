@@ -359,7 +359,7 @@ def reads_without_a_guard(program: Explored, executions: int) -> tuple[int, dict
             )
     for number in range(executions):
         program.once(Pct(0, number, 3, 100))
-    assert set(reads) >= {"vm_start", "vm_end", "vm_pgoff"}
+    assert {"vm_start", "vm_end"} <= set(reads)
     return reads.total(), found
 
 
