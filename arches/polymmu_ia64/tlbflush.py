@@ -17,7 +17,7 @@ import errno
 
 import attrs
 
-from polymmu.arch import ArchKernel, Cpu, mm_struct, mmu_gather, syscall_error
+from polymmu.arch import ArchKernel, Cpu, mm_struct, mmu_gather, shared, syscall_error
 from polymmu_ia64.config import USER_REGIONS, Ia64Config, region_of
 from polymmu_ia64.entries import PURGEABLE, vhpt_address
 from polymmu_ia64.mmu import PTA, identifier, region_register
@@ -33,7 +33,7 @@ FLUSH_ALL_FROM = 1 << 40
 class Context:
     """An mm's: its number, 0 until a CPU needs one."""
 
-    number: int = 0
+    number: int = attrs.field(default=0, metadata=shared(shootdown=True))
 
 
 @attrs.define(eq=False)
@@ -49,9 +49,10 @@ class Contexts:
 
     def retire(self, context: Context) -> None:
         """Take an mm's number away; it may be given again after the next wrap."""
-        if context.number:
-            self.waiting.add(context.number)
+        number = context.number
+        if number:
             context.number = 0
+            self.waiting.add(number)
 
 
 def section_of(mm: mm_struct) -> Ia64Config:
@@ -71,20 +72,26 @@ def contexts_of(mm: mm_struct) -> Contexts:
 # ------------------------------------------------------------------ contexts
 def get_context(mm: mm_struct) -> int:
     """The mm's number, a new one if it has none; then no CPU holds anything of it."""
-    contexts = contexts_of(mm)
     context: Context = mm.context
-    if not context.number:
-        mm.cpu_mask = 0
+    number = context.number
+    if not number:
+        mm.kernel.sched.atomic()  # Linux: below a lock, with a second look
+        if not context.number:
+            context.number = _new_number(mm.kernel, contexts_of(mm))
+        number = context.number
+    return number
+
+
+def _new_number(kernel: ArchKernel, contexts: Contexts) -> int:
+    number = _next_free(contexts)
+    if number is None:
+        _wrap(kernel, contexts)
         number = _next_free(contexts)
         if number is None:
-            _wrap(mm.kernel, contexts)
-            number = _next_free(contexts)
-            if number is None:
-                raise syscall_error(errno.ENOMEM, f"all {contexts.limit} context numbers are in use")
-        contexts.taken.add(number)
-        contexts.following = number + 1
-        context.number = number
-    return context.number
+            raise syscall_error(errno.ENOMEM, f"all {contexts.limit} context numbers are in use")
+    contexts.taken.add(number)
+    contexts.following = number + 1
+    return number
 
 
 def _next_free(contexts: Contexts) -> int | None:
@@ -109,9 +116,20 @@ def _flush_if_due(kernel: ArchKernel, cpu: Cpu, contexts: Contexts) -> None:
 
 
 def activate(cpu: Cpu, mm: mm_struct) -> None:
-    """Load the region registers of an mm's context, and its tables for the handlers."""
+    """Load the region registers of an mm's context, and its tables for the handlers. Who flushes the mm meanwhile may
+    not have seen this CPU in its mask, and has taken the number away: then again."""
+    if mm is mm.kernel.init_mm:
+        _load(cpu, mm, KERNEL_CONTEXT)
+        return
+    while True:
+        number = get_context(mm)
+        _load(cpu, mm, number)
+        if mm.context.number == number:
+            return
+
+
+def _load(cpu: Cpu, mm: mm_struct, number: int) -> None:
     kernel: ArchKernel = mm.kernel
-    number = KERNEL_CONTEXT if mm is kernel.init_mm else get_context(mm)
     _flush_if_due(kernel, cpu, contexts_of(mm))
     kernel.sched.atomic()
     mm.cpu_mask |= 1 << cpu.index
@@ -126,8 +144,8 @@ def activate(cpu: Cpu, mm: mm_struct) -> None:
 def flush_mm(mm: mm_struct) -> None:
     """A new number, at once where a CPU runs the mm. An mm without users needs none: it is being torn down."""
     kernel: ArchKernel = mm.kernel
-    mask = mm.cpu_mask
     contexts_of(mm).retire(mm.context)
+    mask, mm.cpu_mask = mm.cpu_mask, 0  # whoever comes later finds no number, or finds that its own is gone
     if not mm.mm_users:
         return
     cost = kernel.description.costs.flush_all
@@ -165,14 +183,15 @@ def purge_shift(size: int) -> int:
 
 def flush_range(mm: mm_struct, start: int, end: int) -> None:
     """Purge [start, end), which lies in one region, wherever the mm may have run."""
-    if not mm.context.number:
+    number: int = mm.context.number
+    if not number:
         return  # nothing is tagged with its identifiers
     kernel: ArchKernel = mm.kernel
     section = section_of(mm)
     shift = purge_shift(end - start)
     low = start & -(1 << shift)
     purges = -(-(end - low) >> shift)
-    rid = mm.context.number << 3 | region_of(start)
+    rid = number << 3 | region_of(start)
     here = kernel.sched.cpu
     alone = mm.cpu_mask == 1 << here.index and kernel.active_mm[here.index] is mm
     for cpu in (here,) if alone else kernel.cpus:

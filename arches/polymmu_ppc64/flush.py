@@ -62,7 +62,7 @@ class Context:
     bit 16 on per high area. ``huge_root``: the tree of huge pages of 2.6.12; -1: none yet."""
 
     number: int
-    slices: int = 0
+    slices: int = attrs.field(default=0, metadata=arch.shared(shootdown=True))
     huge_root: int = -1
 
 

@@ -26,7 +26,7 @@ from polymmu.hardware.entry import EntryFormat, Field
 from polymmu.hardware.layout import RadixLayout
 from polymmu.hardware.ram import Frames, Ram
 from polymmu.sched.driver import Sched
-from polymmu.sched.locks import Mutex, RwSem, Spinlock
+from polymmu.sched.locks import Lock, Mutex, RwSem, Spinlock
 from polymmu.sched.shared import owned, shared
 from polymmu.slab import Slab
 
@@ -332,29 +332,61 @@ def _guard_of_count(vma: vm_area_struct) -> Mutex | Spinlock | None:
     return mapping.i_mmap_lock
 
 
+def _lock_of_list(vma: vm_area_struct) -> RwSem | None:
+    """Of what only its mm may change; None for a vma that is not on its mm's list."""
+    mm, prev = vma.vm_mm, vma.vm_prev
+    before = mm.mmap if prev is None else prev.vm_next
+    return _mmap_lock_of(mm) if before is vma else None
+
+
+def _locks_of_place(vma: vm_area_struct) -> list[Lock]:
+    """Of what says which pages are where: walks come from the mm, the file and the anon_vma. A stack grows in a fault,
+    which has mmap_lock for reading only."""
+    mmap_lock = _lock_of_list(vma)
+    if mmap_lock is None:
+        return []
+    locks: list[Lock] = [] if vma.vm_flags & VM_GROWSDOWN else [mmap_lock]
+    if vma.vm_file is not None:
+        locks.append(vma.vm_file.mapping.i_mmap_lock)
+    if vma.anon_vma is not None:
+        locks.append(vma.anon_vma.root.lock)
+    return locks
+
+
+def _lock_of_family(vma: vm_area_struct) -> Lock | None:
+    """Of the list that a vma with anonymous pages is on; None before a fault puts it on one, where several may try."""
+    return vma.anon_vma.root.lock if vma.anon_vma is not None else None
+
+
 @attrs.define(eq=False, slots=True)
 class vm_area_struct:
     """One mapping [vm_start, vm_end) of an mm. ``vm_pgoff``: file page (or, anonymous, virtual page) of its start.
 
     ``vm_page_prot``: entry bits of a present pte in it. ``huge_size``: size of its pages where they are huge ones
-    (then VM_HUGETLB is set), else 0. Guard: the mm's mmap_lock.
+    (then VM_HUGETLB is set), else 0. Guard: the mm's mmap_lock; of its place, also the locks of walks from elsewhere.
     """
 
     slot: int
     generation: int = 0
     vm_mm: mm_struct = None  # type: ignore[assignment]  # set by whoever allocates it from the slab
-    vm_start: int = 0
-    vm_end: int = 0
-    vm_flags: int = 0
-    vm_page_prot: int = 0
+    vm_start: int = attrs.field(default=0, metadata=shared(guard=_locks_of_place, reads="unseen"))
+    vm_end: int = attrs.field(default=0, metadata=shared(guard=_locks_of_place, reads="unseen"))
+    vm_flags: int = attrs.field(default=0, metadata=shared(guard=_lock_of_list, reads="unseen"))
+    vm_page_prot: int = attrs.field(default=0, metadata=shared(guard=_lock_of_list, reads="unseen"))
     huge_size: int = 0
-    vm_pgoff: int = 0
+    vm_pgoff: int = attrs.field(default=0, metadata=shared(guard=_locks_of_place, reads="unseen"))
     vm_file: File | None = None
-    anon_vma: anon_vma | None = None
+    anon_vma: anon_vma | None = attrs.field(
+        default=None, metadata=shared(guard=_lock_of_family, reads="parts")
+    )
     vm_truncate_count: int = attrs.field(default=0, metadata=shared(guard=_guard_of_count))
     vm_private_data: Any = None
-    vm_next: vm_area_struct | None = None
-    vm_prev: vm_area_struct | None = None
+    vm_next: vm_area_struct | None = attrs.field(
+        default=None, metadata=shared(guard=_lock_of_list, reads="unseen")
+    )
+    vm_prev: vm_area_struct | None = attrs.field(
+        default=None, metadata=shared(guard=_lock_of_list, reads="unseen")
+    )
 
 
 def _mmap_lock_of(mm: mm_struct) -> RwSem | None:

@@ -2,8 +2,7 @@
 
 The core holds today's choice on each axis. A plugin (an entry point in the group ``polymmu.plugin``) implements
 ``kernel_variants`` to offer earlier generations, or known bugs; none is loaded while the core's own will do.
-A variant is a class whose steps are methods: it is made once per machine, with the kernel as its argument. Its
-``since`` says when it came, its ``wrong`` what it gets wrong, for the tables of the documentation.
+A variant is a class whose steps are methods (``mm.variant``).
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from polymmu.mm.recheck import CacheRecheck
 from polymmu.mm.rmap import FlushEach
 from polymmu.mm.swap import SwapIn
 from polymmu.mm.truncate import RestartCount
+from polymmu.mm.variant import Variant
 from polymmu.mm.zap import ZapWork
 from polymmu.plugins import installed, load, suggestion
 
@@ -39,7 +39,7 @@ GROUP = "polymmu.plugin"
 hookspec = pluggy.HookspecMarker("polymmu_variants")
 hookimpl = pluggy.HookimplMarker("polymmu_variants")
 
-VARIANTS: Mapping[str, Mapping[str, type[Any]]] = {
+VARIANTS: Mapping[str, Mapping[str, type[Variant]]] = {
     "free_pgtables": {"vma_list": VmaList},
     "page_table_lock": {"split": SplitTableLocks},
     "try_to_unmap": {"flush-each": FlushEach},
@@ -61,7 +61,7 @@ class VariantSpec:
     """What a plugin with variants answers."""
 
     @hookspec
-    def kernel_variants(self) -> Mapping[str, Mapping[str, type[Any]]]:
+    def kernel_variants(self) -> Mapping[str, Mapping[str, type[Variant]]]:
         """Called when a machine file chooses a variant that the core does not have. Classes by axis and name.
 
         Axes are keys of the ``kernel:`` section (``gather``, ``free_pgtables``). A name that another plugin has too is
@@ -92,15 +92,18 @@ class Variants:
 def chosen(kernel: ArchKernel) -> Variants:
     """What the kernel's description asks for, made. Raises UserMistake for a name nobody offers, and for choices that
     make no sense together; PluginMistake for a plugin that does not load."""
-    return Variants(**{axis: variant(kernel) for axis, variant in classes(kernel.description.kernel).items()})
+    made: dict[str, Any] = {
+        axis: variant(kernel) for axis, variant in classes(kernel.description.kernel).items()
+    }
+    return Variants(**made)
 
 
-def classes(choice: KernelChoice) -> dict[str, type[Any]]:
+def classes(choice: KernelChoice) -> dict[str, type[Variant]]:
     """What a ``kernel:`` section asks for, by axis. Raises as ``chosen`` does."""
     return {axis: _class_of(axis, getattr(choice, axis), choice) for axis in VARIANTS}
 
 
-def _class_of(axis: str, name: str, choice: KernelChoice) -> type[Any]:
+def _class_of(axis: str, name: str, choice: KernelChoice) -> type[Variant]:
     known = VARIANTS[axis]
     if name not in known:
         known = {**known, **_offered(axis)}
@@ -118,11 +121,11 @@ def plugins_installed() -> tuple[tuple[str, object], ...]:
     return tuple((name, load(row)) for name, row in installed(GROUP).items())
 
 
-def _offered(axis: str) -> dict[str, type[Any]]:
+def _offered(axis: str) -> dict[str, type[Variant]]:
     """What plugins have on an axis."""
     manager = pluggy.PluginManager("polymmu_variants")
     manager.add_hookspecs(VariantSpec)
-    found: dict[str, type[Any]] = {}
+    found: dict[str, type[Variant]] = {}
     for plugin, module in plugins_installed():
         try:
             manager.register(module, name=plugin)
@@ -132,7 +135,7 @@ def _offered(axis: str) -> dict[str, type[Any]]:
         for impl in manager.hook.kernel_variants.get_hookimpls():
             if impl.plugin_name != plugin:
                 continue
-            answer = cast("Mapping[str, Mapping[str, type[Any]]]", impl.function())
+            answer = cast("Mapping[str, Mapping[str, type[Variant]]]", impl.function())
             for name, variant in answer.get(axis, {}).items():
                 if name in found or name in VARIANTS[axis]:
                     raise UserMistake(

@@ -85,6 +85,50 @@ def test_an_entry_is_named_by_its_level_its_address_and_its_mm(arch: str, tmp_pa
     assert namer.of(1) == "0x1"  # no table is there
 
 
+def test_a_shared_field_is_named_by_whose_it_is(tmp_path: Path) -> None:
+    """Under its raw name, by slab and slot, it is an operation; who reads of it wants to know which file that is."""
+    path = tmp_path / "one.yaml"
+    path.write_text(
+        "{scenario: 1, name: one, setup: [{file: {name: f, length: 2p}}, {mm: a}, "
+        "{mmap: {mm: a, at: 16p, length: 2p, file: f, shared: true}}, {touch: {mm: a, at: 16p, length: 1p}}, "
+        "{mmap: {mm: a, at: 32p, length: 1p}}, {touch: {mm: a, at: 32p, length: 1p, access: store}}], "
+        "cpus: {0: {mm: a, do: [{load: {at: 16p}}]}}}"
+    )
+    program = Explored("x86_64", load_scenario(str(path)))
+    namer = Namer(program.run, program.sanitizer.bench.mms)
+    mm, mapping = program.run.mms["a"].struct, program.run.files["f"].file.mapping
+    mapped, heap = mm.vmas.values()
+    pfn = mapping.pages[0]
+    named = {
+        f"address_space {mapping.slot}.truncate_count": "truncate_count of file f",
+        f"address_space {mapping.slot}.host.size": "size of file f",
+        f"address_space {mapping.slot}.pages": "pages of file f",
+        f"address_space {mapping.slot}.pages[1]": "page 1 of file f",
+        f"vm_area_struct {mapped.slot}.vm_truncate_count": f"vm_truncate_count of vma {mapped.slot} at 0x10000 in mm a",
+        f"mm_struct {mm.slot}.mm_users": "mm_users of mm a",
+        f"mm_struct {mm.slot}.context.tlb_gen": "tlb_gen of mm a's context",
+        "arch.cpus[1].loaded": "loaded of CPU 1",
+        ("frame", pfn): f"frame {pfn} (page 0 of file f)",
+        ("page_lock", pfn): f"page_lock of frame {pfn} (page 0 of file f)",
+        ("runs", 1, mm.slot): "whether CPU 1 runs mm a",
+        ("zaps", mm.serial): "what TLBs hold of mm a",
+        mapping.i_mmap_lock: "i_mmap_lock of file f",
+        heap.anon_vma.lock: f"anon_vma_lock of anon_vma {heap.anon_vma.slot}",
+        "need_resched": "need_resched",
+    }
+    assert {what: namer.of(what) for what in named} == named
+
+
+def test_a_vma_that_was_never_used_has_its_number_alone(tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text("{scenario: 1, name: one, setup: [{mm: a}], cpus: {0: {mm: a, do: [{sleep: 1}]}}}")
+    program = Explored("x86_64", load_scenario(str(path)))
+    assert (
+        Namer(program.run, program.sanitizer.bench.mms).of("vm_area_struct 3.vm_truncate_count")
+        == "vm_truncate_count of vma 3"
+    )
+
+
 def test_steps_say_whose_entry_it_is_and_of_which_call(broken: Callable[[str], dict[str, Any]]) -> None:
     steps = broken(TABLES)["steps"]
     written = [step["detail"] for step in steps if step["op"] == "write"]

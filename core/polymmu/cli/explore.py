@@ -44,6 +44,13 @@ def add(commands: Any) -> None:
         "--preemptions", type=int, default=2, metavar="N", help="the most that the fallback search covers"
     )
     parser.add_argument(
+        "--steps",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="end an execution after so many (then: bounded)",
+    )
+    parser.add_argument(
         "--shrink", type=int, default=400, metavar="N", help="executions spent on a shorter schedule"
     )
     parser.add_argument(
@@ -86,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserMistake(f"--jobs {options.jobs} is too few; give 1 or more")
     if options.jobs > 1 and options.dask is not None:
         raise UserMistake("--jobs and --dask both say who searches; give one of them")
-    for name in ("random", "executions", "seconds", "preemptions", "shrink"):
+    for name in ("random", "executions", "seconds", "preemptions", "steps", "shrink"):
         if getattr(options, name) < 0:
             raise UserMistake(f"--{name} {getattr(options, name)} is negative; give 0 or more")
     limits = Limits(
@@ -94,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
         executions=options.executions,
         seconds=options.seconds,
         preemptions=options.preemptions,
+        steps=options.steps,
         shrink=options.shrink,
     )
     if options.matrix:

@@ -14,13 +14,14 @@ from polymmu.description.load import sha256_of
 from polymmu.errors import UserMistake
 from polymmu.exploration.replay_file import versions
 from polymmu.exploration.scenario import Explored
+from polymmu.exploration.verdict import Limits
 
 __all__ = ["Checkpoint", "identity"]
 
 VERSION = 1
 
 
-def identity(program: Explored, strategy: str, seed: int, random: int) -> dict[str, Any]:
+def identity(program: Explored, strategy: str, seed: int, limits: Limits) -> dict[str, Any]:
     """All that must be the same for a search to be gone on with."""
     return {
         "scenario": program.file.scenario.name,
@@ -32,7 +33,8 @@ def identity(program: Explored, strategy: str, seed: int, random: int) -> dict[s
         "memory_model": program.memory_model,
         "strategy": strategy,
         "seed": seed,
-        "random": random,
+        "random": limits.random,
+        "steps": limits.steps,
         "versions": versions(),
     }
 

@@ -20,6 +20,8 @@ SHOWN = 60
 """Rows shown from the beginning, and from the end, of a schedule that goes on for ever."""
 CONFLICTS = 6
 """Conflicts shown; all are in the JSON."""
+TOGETHER = 5
+"""Reads told together with the name of each: as many as a walk has levels."""
 TAKES = {"lock": "unlock", "read_lock": "read_unlock"}
 UNSAID = ("begin", "cond_resched")
 USER_MODE = "user mode"
@@ -169,9 +171,9 @@ def _folded(told: Told, number: int, end: int) -> tuple[int, str]:
 def _together(names: Sequence[str]) -> str:
     """Several entries in a few words: ``pgd, pud, pmd of 0x0 in mm a``."""
     words = list(dict.fromkeys(names))
-    heads, tails = zip(*(name.partition(" ")[::2] for name in words), strict=True)
-    if len(set(tails)) == 1:
-        return f"{', '.join(heads)} {tails[0]}".strip()
+    heads, _, tails = zip(*(name.partition(" of ") for name in words), strict=True)
+    if len(set(tails)) == 1 and len(words) <= TOGETHER:
+        return " of ".join(filter(None, (", ".join(heads), tails[0])))
     return f"{words[0]} and {len(words) - 1} more"
 
 

@@ -24,7 +24,7 @@ from polymmu.exploration.estimate import left_of
 from polymmu.exploration.random_walks import Fair, Pct
 from polymmu.exploration.scenario import Explored, Outcome
 from polymmu.exploration.schedule import Recorder, Replay, Schedule
-from polymmu.exploration.search import Search
+from polymmu.exploration.search import Blocked, Search
 from polymmu.exploration.split import Here, Split, load_tree, plain_tree, split_up, walk_in_order
 from polymmu.exploration.stack import Along, path_of
 from polymmu.exploration.verdict import Left, Limits, Progress, Verdict
@@ -59,6 +59,7 @@ class Exploration:
         checkpoint: Checkpoint | None,
     ) -> None:
         self.program = program
+        self.program.steps, self.program.cut = limits.steps, 0
         self.limits = limits
         self.seed = seed
         self.tell = tell
@@ -122,13 +123,17 @@ class Exploration:
             bounds["store_buffer"] = self.program.sched.buffers.depth
         if bound >= 0:
             bounds["preemptions"] = bound
-        verdict = "clean" if complete else "bounded" if bound >= 0 else "sampled"
+        cut = self.program.cut
+        if cut:
+            bounds["steps"] = self.limits.steps
+        verdict = "clean" if complete and not cut else "bounded" if complete or bound >= 0 else "sampled"
         return Verdict(
             verdict="violation" if self.found else verdict,
-            complete=complete,
+            complete=complete and not cut,
             strategy=self.strategy,
             executions=self.executions,
             blocked=self.blocked,
+            cut=cut,
             seconds=self.seconds,
             bounds=bounds,
             outcome=self.found[0] if self.found else None,
@@ -149,6 +154,7 @@ class Exploration:
         self.program.sched.keys = tuple(map(tuple, state["keys"]))
         for name in ("executions", "blocked", "steps", "strategy", "stage", "position"):
             setattr(self, name, state[name])
+        self.program.cut = state["cut"]
         self.earlier = self.executions
         self.began -= state["seconds"]
         self.tree = load_tree(self.strategy, self._bound, state["tree"], self.program.once)
@@ -158,6 +164,7 @@ class Exploration:
         return {
             "executions": self.executions,
             "blocked": self.blocked,
+            "cut": self.program.cut,
             "steps": self.steps,
             "strategy": self.strategy,
             "stage": self.stage,
@@ -198,7 +205,6 @@ class Exploration:
         self.strategy = strategy
         recorder = Recorder(picker)
         outcome = self.program.once(recorder, unbounded=unbounded)
-        self.blocked += outcome.halted is not None
         if strategy == "default":  # how long executions are, for random ones
             self.steps = recorder.length
         if outcome.finding:
@@ -265,9 +271,8 @@ class Exploration:
         walks = [(number, PCT_DEPTHS[number % len(PCT_DEPTHS)]) for number in range(self.position, end)]
         steps = max(self.steps, 50)
         with closing(walk_in_order(workers, self.program, walks, self.seed, steps, self._is_over)) as results:
-            for clean, blocked, found in results:
+            for clean, found in results:
                 self.position += clean
-                self.blocked += blocked
                 self._count(clean)
                 if found is not None:
                     self._again("pct", self._walk(found))
@@ -295,7 +300,7 @@ class Exploration:
             if outcome.finding:
                 self._again(strategy, Along(path_of(search.stack)))
                 return False
-            self.blocked += outcome.halted is not None
+            self.blocked += isinstance(outcome.halted, Blocked)
             self._count(1)
             if not search.back_up():
                 return True
@@ -354,7 +359,7 @@ def search(
     limits = limits or Limits()
     file = None
     if checkpoint is not None:
-        file = Checkpoint(checkpoint, identity(program, strategy, seed, limits.random))
+        file = Checkpoint(checkpoint, identity(program, strategy, seed, limits))
     exploration = Exploration(program, limits, seed, tell, stop=stop, workers=workers, checkpoint=file)
     if file is not None:
         state = file.read()

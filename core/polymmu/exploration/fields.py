@@ -12,7 +12,7 @@ First reading: ``SharedFields.adopt``; then ``_property``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -33,9 +33,10 @@ NOT_THE_ARCHS = mm_struct, vm_area_struct, address_space, anon_vma
 
 
 class SharedFields:
-    """Everything of one machine whose fields are operations. ``race`` is told of an access without the guard."""
+    """Everything of one machine whose fields are operations. ``race`` is told of an access without the guard: the
+    field, and what was done."""
 
-    def __init__(self, sched: ExploringSched, race: Callable[[str], None], *, shootdown: bool) -> None:
+    def __init__(self, sched: ExploringSched, race: Callable[[str, str], None], *, shootdown: bool) -> None:
         self.sched = sched
         self.shootdown = shootdown
         self.race = race
@@ -115,17 +116,18 @@ class SharedFields:
         lockdep = self.sched.lockdep
         return lockdep is None or lockdep.holds(lock)
 
-    def guard_of(self, guard: Guard, thing: object) -> Lock | None:
+    def guards_of(self, guard: Guard, thing: object) -> Sequence[Lock]:
         """Who guards a field of ``thing``; finding that out is no operation."""
         self.sched.watches = False
-        lock = guard(thing)
+        found = guard(thing)
         self.sched.watches = True
-        return lock
+        return (found,) if isinstance(found, Lock) else found or ()
 
-    def check(self, lock: Lock, what: str, to_write: bool) -> None:
-        """Complain if the guard is missing."""
-        if not self.holds(lock, to_write):
-            self.race(f"{what} is {'changed' if to_write else 'read'} without {lock.name}")
+    def check_change(self, guards: Sequence[Lock], what: str) -> None:
+        """Complain of each guard that is missing."""
+        for lock in guards:
+            if not self.holds(lock, to_write=True):
+                self.race(what, f"is changed without {lock.name}")
 
 
 def watch_fields(kernel: ArchKernel, fields: SharedFields) -> None:
@@ -175,27 +177,36 @@ def _property(fields: SharedFields, kind: type, name: str, field: str, rule: Rul
     member = getattr(kind, field)
     raw: Callable[[object], Any] = member.__get__
     put_raw: Callable[[object, Any], None] = member.__set__
-    sched, guard, strict = fields.sched, rule.guard, rule.strict
+    sched, guard, strict, parts = fields.sched, rule.guard, rule.strict, rule.reads == "parts"
+    at_once = strict or rule.reads != "operations"
 
     def get(thing: object) -> Any:
         if sched.watches:
-            lock = None if guard is None else fields.guard_of(guard, thing)
-            if strict:
-                if lock is not None:
-                    fields.check(lock, name, to_write=False)
-            elif lock is None or not fields.holds(lock, to_write=False):
+            guards = () if guard is None else fields.guards_of(guard, thing)
+            for lock in guards:
+                if fields.holds(lock, to_write=False):
+                    return raw(thing)
+            if parts:
+                sched.did(Mode.READ, name)
+            elif not strict:
                 sched.read(name)
+            elif guards:
+                fields.race(name, f"is read without {guards[0].name}")
         return raw(thing)
 
     def put(thing: object, value: object) -> None:
         if not sched.watches:
             put_raw(thing, value)
             return
-        lock = None if guard is None else fields.guard_of(guard, thing)
-        if lock is not None:
-            fields.check(lock, name, to_write=True)
-        if strict:
+        guards = () if guard is None else fields.guards_of(guard, thing)
+        fields.check_change(guards, name)
+        if at_once:
+            if parts:
+                sched.did(Mode.WRITE, name)
             put_raw(thing, value)
+            if guard is not None:  # of where it came to, if it had not been there
+                after = fields.guards_of(guard, thing)
+                fields.check_change([lock for lock in after if lock not in guards], name)
             return
 
         def write() -> Callable[[], None]:
@@ -205,7 +216,7 @@ def _property(fields: SharedFields, kind: type, name: str, field: str, rule: Rul
 
         sched.write(name, write)
 
-    return property(get, put)
+    return property(raw if rule.reads == "unseen" else get, put)
 
 
 def _entries(fields: SharedFields, name: str) -> dict[str, Any]:

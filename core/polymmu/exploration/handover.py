@@ -108,6 +108,7 @@ def _on_fixed(program: Explored, told: Told) -> OnFixed | None:
         memory_model=program.memory_model,
     )
     fixed.sched.keys = program.sched.keys
+    fixed.steps = program.steps
     follower = Follower(told.schedule, fixed.sched)
     again = watched(fixed, follower, unbounded=told.schedule.unbounded)
     parts_at = _parts_at(told, again)

@@ -50,6 +50,7 @@ class Result:
 
     executions: int
     blocked: int
+    cut: int = 0
     nodes: Sequence[Node]
     sizes: Sequence[Estimate]
     options: int
@@ -96,6 +97,7 @@ class Recipe:
     variant: str | None
     speculate: bool
     memory_model: str
+    steps: int
     versions: tuple[tuple[str, str], ...]
     file: ScenarioFile = attrs.field(eq=False)
 
@@ -110,6 +112,7 @@ class Recipe:
             variant=program.variant,
             speculate=program.speculate,
             memory_model=program.memory_model,
+            steps=program.steps,
             versions=tuple(versions().items()),
             file=program.file,
         )
@@ -128,6 +131,7 @@ class Recipe:
             speculate=self.speculate,
             memory_model=self.memory_model,
         )
+        program.steps = self.steps
         if sha256_of(program.machine.description) != self.machine_sha256:
             raise UserMistake("is another file at a worker; give all the same", place=self.machine)
         return program
@@ -153,21 +157,20 @@ def _program(recipe: Recipe) -> Explored:
 def search_order(recipe: Recipe, order: Order) -> Result:
     """Search with the program of this thread."""
     program = _program(recipe)
-    return search_item(order, program.sched, lambda picker: bool(program.once(picker).finding))
+    before = program.cut
+    result = search_item(order, program.sched, lambda picker: bool(program.once(picker).finding))
+    return attrs.evolve(result, cut=program.cut - before)
 
 
 def first_found(
     recipe: Recipe, keys: Sequence[Key], seed: int, steps: int, walks: Sequence[tuple[int, int]]
 ) -> tuple[int, int | None, Sequence[Key]]:
-    """Of some random walks (number, depth): how many were blocked, the number of the first to find something, and
-    the tasks that were met."""
+    """Of some random walks (number, depth): how many were cut, the number of the first to find something, and the
+    tasks that were met."""
     program = _program(recipe)
     program.sched.keys = keys
-    blocked, found = 0, None
-    for number, depth in walks:
-        outcome = program.once(Pct(seed, number, depth, steps))
-        if outcome.finding:
-            found = number
-            break
-        blocked += outcome.halted is not None
-    return blocked, found, program.sched.keys
+    before = program.cut
+    found = next(
+        (number for number, depth in walks if program.once(Pct(seed, number, depth, steps)).finding), None
+    )
+    return program.cut - before, found, program.sched.keys

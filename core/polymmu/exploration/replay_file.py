@@ -187,6 +187,7 @@ def replay(path: str | Path, *, strict: bool = True) -> Replayed:
         memory_model=data["memory_model"],
     )
     program.sched.keys = file.tasks
+    program.steps = max(program.steps, len(schedule.steps))
     picker = Replay(schedule, strict=strict)
     try:
         told = watched(program, picker, unbounded=schedule.unbounded)

@@ -213,7 +213,7 @@ class Saved:
     def _restore_frames(self) -> None:
         table, pages, high = self._frames.table, self._pages, self._high
         below = table[:, :high]
-        changed = (below != self._table).any(axis=0)
+        changed: NDArray[np.bool_] = (below != self._table).any(axis=0)
         empty = (changed & ~self._full).nonzero()[0]
         if len(empty):
             pages[empty] = 0

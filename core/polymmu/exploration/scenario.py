@@ -20,6 +20,7 @@ from polymmu.errors import UserMistake
 from polymmu.events import Events
 from polymmu.exploration.fields import SharedFields, watch_fields
 from polymmu.exploration.flushes import FlushWatcher, depend_on_flushes
+from polymmu.exploration.naming import Namer
 from polymmu.exploration.restore import Saved
 from polymmu.exploration.watch import silently, watch
 from polymmu.machine import Machine
@@ -29,13 +30,15 @@ from polymmu.sanitize.progress import Progress
 from polymmu.sanitize.state import State
 from polymmu.sanitize.violation import Violation
 from polymmu.sched.exploring import ExploringSched, Stuck
-from polymmu.sched.picker import Halt, Picker
+from polymmu.sched.picker import Halt, Picker, TooLong
 from polymmu.sched.store_buffers import StoreBuffers
 from polymmu.slab import Slab
 from polymmu.workload.scenario import ScenarioRun, Stop
 
-__all__ = ["Explored", "Outcome"]
+__all__ = ["STEPS", "Explored", "Outcome"]
 
+STEPS = 10_000
+"""After so many an execution is ended, if nobody says otherwise: a hundred times what they commonly have."""
 FRAMES, OBJECTS = 32, 8
 """Frames that each CPU has in stock, and kernel objects that each slab has."""
 BUFFER = 4
@@ -44,7 +47,8 @@ BUFFER = 4
 
 @attrs.frozen(kw_only=True)
 class Outcome:
-    """What came of one execution. ``finding``: what was wrong, else empty; ``halted``: the picker ended it."""
+    """What came of one execution. ``finding``: what was wrong, else empty; ``halted``: the picker ended it, or it was
+    too long."""
 
     finding: str = ""
     invariant: str = ""
@@ -57,7 +61,8 @@ Described = tuple[MachineDescription, Arch]
 
 
 class Explored:
-    """A scenario ready to be run under any picker."""
+    """A scenario ready to be run under any picker. ``steps``: an execution is ended after so many; ``cut``: how many
+    were."""
 
     def __init__(
         self,
@@ -72,6 +77,8 @@ class Explored:
         self.asked_for = machine
         self.variant = variant
         self.speculate = speculate
+        self.steps = STEPS
+        self.cut = 0
         if isinstance(machine, tuple):
             description, arch = machine
         else:
@@ -176,7 +183,8 @@ class Explored:
 
     def _outcome(self, picker: Picker, unbounded: bool) -> Outcome:
         self.run.start()
-        failure = self.sched.run(picker, unbounded=unbounded)
+        failure = self.sched.run(picker, unbounded=unbounded, steps=self.steps)
+        self.cut += isinstance(failure, TooLong)
         if isinstance(failure, KeyboardInterrupt):
             raise failure
         violations = self.sanitizer.violations
@@ -211,6 +219,7 @@ class Explored:
         for cpu in kernel.cpus:
             cpu.watcher = cpu.to_user = None
 
-    def _race(self, what: str) -> None:
+    def _race(self, field: str, done: str) -> None:
         bench = self.sanitizer.bench
-        bench.tell("INV-RACE", bench.now("nobody else had to wait"), what)
+        what = Namer(self.run, bench.mms).of(field)
+        bench.tell("INV-RACE", bench.now("nobody else had to wait"), f"{what} {done}")

@@ -196,6 +196,7 @@ class Split:
 
     def _taken(self, item: Item, result: Result, program: Explored) -> Path | None:
         path = self.take(item, result)
+        program.cut += result.cut
         program.sched.keys = tuple(self.keys)
         return path
 
@@ -296,9 +297,9 @@ def walk_in_order(
     seed: int,
     steps: int,
     stop: Callable[[], bool],
-) -> Generator[tuple[int, int, int | None], None, None]:
-    """Random walks (number, depth) in order: how many found nothing, how many of these were blocked, and the number
-    of the first that found something."""
+) -> Generator[tuple[int, int | None], None, None]:
+    """Random walks (number, depth) in order: how many found nothing, and the number of the first that found
+    something."""
     recipe, keys = Recipe.of(program), program.sched.keys
     parts = deque(walks[at : at + WALKS] for at in range(0, len(walks), WALKS))
 
@@ -306,6 +307,7 @@ def walk_in_order(
         return workers.submit(first_found, recipe, keys, seed, steps, part)
 
     with closing(in_order(workers, parts, submit, stop)) as results:
-        for part, (blocked, found, met) in results:
+        for part, (cut, found, met) in results:
+            program.cut += cut
             program.sched.keys = tuple(dict.fromkeys((*program.sched.keys, *met)))
-            yield len(part) if found is None else found - part[0][0], blocked, found
+            yield len(part) if found is None else found - part[0][0], found

@@ -47,6 +47,7 @@ def verdict_dict(
         "complete": verdict.complete,
         "executions": verdict.executions,
         "blocked": verdict.blocked,
+        "cut": verdict.cut,
         "bounds": dict(verdict.bounds),
         "seconds": round(verdict.seconds, 3),
         "left": None if verdict.left is None else attrs.asdict(verdict.left),
@@ -108,7 +109,11 @@ def _on_fixed_dict(on_fixed: OnFixed | None) -> dict[str, Any] | None:
     if on_fixed is None:
         return None
     return {
-        "verdict": "violation" if on_fixed.outcome.finding else "clean",
+        "verdict": "violation"
+        if on_fixed.outcome.finding
+        else "clean"
+        if on_fixed.outcome.halted is None
+        else "bounded",
         "message": on_fixed.outcome.finding,
         "followed": on_fixed.followed,
         "parts_at": None if on_fixed.parts_at < 0 else on_fixed.parts_at,
@@ -134,13 +139,20 @@ def verdict_text(
     choices = ", ".join(f"{name} {n}" for name, n in verdict.bounds["choices"].items()) or "none"
     if broken is not None:
         return _broken_text(verdict, head, broken, scenario, replay)
+    more = f"had more than {verdict.bounds.get('steps')} steps and {{}} ended there (--steps)"
     claims = {
         "clean": "clean: every interleaving was covered (up to the order of steps that commute)",
-        "bounded": f"bounded: every schedule of at most {verdict.bounds.get('preemptions')} preemptions was covered; "
-        "beyond that nothing is claimed",
+        "bounded": f"bounded: every schedule of at most {verdict.bounds['preemptions']} preemptions was covered; "
+        "beyond that nothing is claimed"
+        if "preemptions" in verdict.bounds
+        else f"bounded: an execution {more.format('was')}; nothing is claimed of what may follow",
         "sampled": "sampled: these executions broke nothing; that is all that is claimed",
     }
     lines = [claims[verdict.verdict], head, f"{made}; budgets of choices: {choices}"]
+    if verdict.cut:
+        lines.append(
+            f"{count(verdict.cut, 'execution')} {more.format('was' if verdict.cut == 1 else 'were')}"
+        )
     if verdict.interrupted:
         lines.append("interrupted: this is what was covered until then")
     if verdict.left is not None:
@@ -206,6 +218,8 @@ def _shrunk(broken: Broken) -> str:
 def _on_fixed_text(on_fixed: OnFixed, exceptions: int) -> str:
     if on_fixed.outcome.finding:
         return f"yes: {on_fixed.outcome.finding}"
+    if on_fixed.outcome.halted is not None:
+        return "unknown: it goes on for more steps than --steps allows"
     if on_fixed.parts_at < 0:
         return "no: clean on this schedule"
     went = f"at step {on_fixed.parts_at} {on_fixed.instead or 'it is over'} instead"

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from polymmu.exploration.scenario import Outcome
+from polymmu.exploration.scenario import STEPS, Outcome
 from polymmu.exploration.schedule import Schedule
 
 __all__ = ["Left", "Limits", "Progress", "Verdict"]
@@ -16,13 +16,14 @@ __all__ = ["Left", "Limits", "Progress", "Verdict"]
 @attrs.frozen(kw_only=True)
 class Limits:
     """When to stop. ``random``: schedules tried at random first; ``executions``, ``seconds``: of everything, not
-    counting what was done before a search was resumed; ``preemptions``: the most that the fallback covers; ``shrink``:
-    executions spent on making what was found short."""
+    counting what was done before a search was resumed; ``preemptions``: the most that the fallback covers; ``steps``:
+    after so many an execution is ended; ``shrink``: executions spent on making what was found short."""
 
     random: int = 100
     executions: int = 20_000
     seconds: float = 60.0
     preemptions: int = 2
+    steps: int = STEPS
     shrink: int = 400
 
 
@@ -48,13 +49,15 @@ class Progress:
 
 @attrs.frozen(kw_only=True)
 class Verdict:
-    """``verdict``: clean, violation, bounded (all schedules of few preemptions) or sampled."""
+    """``verdict``: clean, violation, bounded (all schedules of few preemptions, or not all to their end) or sampled.
+    ``cut``: executions that were ended for their length."""
 
     verdict: str
     complete: bool
     strategy: str
     executions: int
     blocked: int
+    cut: int
     seconds: float
     bounds: Mapping[str, Any]
     outcome: Outcome | None = None

@@ -164,7 +164,7 @@ class Witness(InFront):
     def _note(self, task: int, kind: str, what: object, accesses: Sequence[Access]) -> None:
         name, cpu = self._sched.names[task]
         context: Task = self._sched.context
-        words = self._namer.of(what)
+        words = self._namer.of(("root", cpu) if kind == "load_root" else what)
         self.steps.append(
             Seen(
                 task=task,

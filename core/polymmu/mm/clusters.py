@@ -10,10 +10,10 @@ before is looked at afterwards (2004; before, the loop rescheduled after each cl
 
 from __future__ import annotations
 
-from polymmu.description.model import KernelChoice
 from polymmu.hooks import ArchKernel
 from polymmu.mm.rmap import clear_young, unmap_one
 from polymmu.mm.tables import entries_spanned, find_entry, pfn_of, pte_lock, pte_unlock, read_pte
+from polymmu.mm.variant import Variant
 from polymmu.structs import PG_ANON, PG_RESERVED, VM_PFNMAP, address_space, vm_area_struct
 
 __all__ = ["ClusterScan"]
@@ -21,20 +21,16 @@ __all__ = ["ClusterScan"]
 CLUSTER_PAGES = 32
 
 
-class ClusterScan:
+class ClusterScan(Variant):
     """The list's lock is offered to others after each round over all vmas, never within one."""
 
     since = "2.6.7"
     wrong = ""
 
     def __init__(self, kernel: ArchKernel) -> None:
-        self.kernel = kernel
+        super().__init__(kernel)
         layout = kernel.shape.layout
         self.cluster = min(CLUSTER_PAGES * layout.page_size, layout.span_of(layout.pmd_level))
-
-    @staticmethod
-    def refuses(choice: KernelChoice) -> str:
-        return ""
 
     def unmap(self, mapping: address_space, effort: int) -> bool:
         """Unmap about ``effort`` pages from ``mapping``'s nonlinear vmas, whose lock is held; False: none may be

@@ -23,12 +23,12 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from polymmu.description.model import KernelChoice
 from polymmu.hardware.cpu import Cpu
 from polymmu.hooks import ArchKernel
 from polymmu.mm.frames import alloc_page, free_page, put_run
 from polymmu.mm.grab import mmdrop, mmgrab
 from polymmu.mm.notifier import mmu_notifier_invalidate_range
+from polymmu.mm.variant import Variant
 from polymmu.structs import VM_PFNMAP, GatherBatch, mm_struct, mmu_gather, vm_area_struct
 
 __all__ = [
@@ -70,19 +70,11 @@ def table_batch_capacity(kernel: ArchKernel) -> int:
 
 
 # ------------------------------------------------------------------ the generation
-class LinkedGather:
+class LinkedGather(Variant):
     """On the caller's stack, preemptible, with linked batches of pages; range, levels and freed tables are noted."""
 
     since = "4.20, the last step 5.19"
     wrong = ""
-
-    def __init__(self, kernel: ArchKernel) -> None:
-        self.kernel = kernel
-
-    @staticmethod
-    def refuses(choice: KernelChoice) -> str:
-        """Why this gather makes no sense beside the other choices; empty where it does."""
-        return ""
 
     def may_be_fast(self) -> bool:
         """Whether pages may be freed before the flush. From 3.10 on there was no such mode."""

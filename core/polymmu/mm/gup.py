@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import errno
 
-from polymmu.description.model import KernelChoice
 from polymmu.errors import syscall_error
 from polymmu.hardware.entry import EntryFormat
 from polymmu.hardware.ram import NONZERO
@@ -28,6 +27,7 @@ from polymmu.mm.access import vma_allowing
 from polymmu.mm.fault import serve_fault
 from polymmu.mm.frames import compound_head, get_page, get_page_unless_zero, put_compound_page
 from polymmu.mm.tables import find_entry, pfn_of, pte_lock, pte_unlock, read_entry, read_pte
+from polymmu.mm.variant import Variant
 from polymmu.structs import (
     PG_ANON,
     PG_DIRTY,
@@ -41,19 +41,11 @@ from polymmu.structs import (
 __all__ = ["GetUserPages", "access_remote_vm", "get_user_pages", "get_user_pages_fast"]
 
 
-class GetUserPages:
+class GetUserPages(Variant):
     """A page to be stored to is one until it is held; what was read without a lock is read again."""
 
     since = "4.9"
     wrong = ""
-
-    def __init__(self, kernel: ArchKernel) -> None:
-        self.kernel = kernel
-
-    @staticmethod
-    def refuses(choice: KernelChoice) -> str:
-        """Why this makes no sense beside the other choices; empty where it does."""
-        return ""
 
     def still_writes(self, vma: vm_area_struct, kind: str) -> bool:
         """After a fault of ``kind`` was served for a store: whether the page looked for must still allow stores."""

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from polymmu.description.model import KernelChoice
-from polymmu.hooks import ArchKernel
+from polymmu.mm.variant import Variant
 from polymmu.mm.vma import last_index
 from polymmu.structs import VmaTree, vm_area_struct
 
@@ -204,18 +203,11 @@ def _update(node: Node) -> bool:
     return changed
 
 
-class IntervalTrees:
+class IntervalTrees(Variant):
     """Balanced by first page; each subtree knows how far it reaches."""
 
     since = "3.7"
     wrong = ""
-
-    def __init__(self, kernel: ArchKernel) -> None:
-        pass
-
-    @staticmethod
-    def refuses(choice: KernelChoice) -> str:
-        return ""
 
     def new_tree(self) -> VmaTree:
         """A file's."""

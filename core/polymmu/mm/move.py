@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from polymmu.description.model import KernelChoice
 from polymmu.hooks import ArchKernel
 from polymmu.mm.notifier import (
     mmu_notifier_invalidate_range,
@@ -33,6 +32,7 @@ from polymmu.mm.tables import (
     read_entry,
 )
 from polymmu.mm.truncate_count import truncate_counts
+from polymmu.mm.variant import Variant
 from polymmu.structs import EntryRun, address_space, mm_struct, vm_area_struct
 
 __all__ = ["Extents", "hook_over", "move_page_tables"]
@@ -54,7 +54,7 @@ def move_page_tables(
     return moved
 
 
-class Extents:
+class Extents(Variant):
     """Tables and extents of ptes, each flushed before its lock is dropped (Linux 4.19, 5.11).
 
     The locks of the walks from pages are held while entries are in neither place, so that truncation and try_to_unmap
@@ -63,14 +63,6 @@ class Extents:
 
     since = "4.19, whole tables as in 5.11"
     wrong = ""
-
-    def __init__(self, kernel: ArchKernel) -> None:
-        self.kernel = kernel
-
-    @staticmethod
-    def refuses(choice: KernelChoice) -> str:
-        """Why this makes no sense beside the other choices; empty where it does."""
-        return ""
 
     def move_page_tables(
         self, vma: vm_area_struct, old_addr: int, new_vma: vm_area_struct, new_addr: int, length: int

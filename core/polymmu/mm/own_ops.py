@@ -8,14 +8,14 @@ code. What is asked once, when the machine is made (the group ``shape``), cannot
 
 from __future__ import annotations
 
-from polymmu.description.model import KernelChoice
 from polymmu.errors import UserMistake
 from polymmu.hooks import ArchKernel
+from polymmu.mm.variant import Variant
 
 __all__ = ["OwnOps"]
 
 
-class OwnOps:
+class OwnOps(Variant):
     """Each architecture's own."""
 
     since = "always"
@@ -25,7 +25,7 @@ class OwnOps:
     """Whose step it is; empty: anybody's."""
 
     def __init__(self, kernel: ArchKernel) -> None:
-        self.kernel = kernel
+        super().__init__(kernel)
         self.own = kernel.ops
         arch = kernel.description.arch
         if self.arches and arch not in self.arches:
@@ -33,8 +33,3 @@ class OwnOps:
                 f"'{kernel.description.kernel.ops}' is a step of {', '.join(self.arches)}; this machine is {arch}",
                 place="kernel.ops",
             )
-
-    @staticmethod
-    def refuses(choice: KernelChoice) -> str:
-        """Why this makes no sense beside the other choices; empty where it does."""
-        return ""

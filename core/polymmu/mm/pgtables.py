@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from polymmu.description.model import KernelChoice
 from polymmu.hooks import ArchKernel
 from polymmu.mm.gather import tlb_adjust_range
 from polymmu.mm.tables import account_table, entries_in, entries_spanned, format_of
 from polymmu.mm.unmap import unmap_region
+from polymmu.mm.variant import Variant
 from polymmu.mm.vma import unlink_anon_vma, unlink_file_vma
 from polymmu.mm.zap import zap_page_range
 from polymmu.structs import VM_HUGETLB, mm_struct, mmu_gather, vm_area_struct
@@ -42,7 +42,7 @@ def free_pgd_range(tlb: mmu_gather, addr: int, end: int, floor: int, ceiling: in
     strategy.free_pgd_range(tlb, addr, end, floor, ceiling)
 
 
-class VmaList:
+class VmaList(Variant):
     """One look at each place where a vma was."""
 
     since = "2.6.12, vmas unlinked first 2.6.15"
@@ -50,14 +50,6 @@ class VmaList:
 
     leaves_tables = False
     """Whether tables may, until exit, outlive the vmas that needed them: then INV-PTALL does not hold."""
-
-    def __init__(self, kernel: ArchKernel) -> None:
-        self.kernel = kernel
-
-    @staticmethod
-    def refuses(choice: KernelChoice) -> str:
-        """Why this makes no sense beside the other choices; empty where it does."""
-        return ""
 
     # ------------------------------------------------------------------ who asks
     def unmapped(

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 
 import attrs
 
-from polymmu.description.model import KernelChoice
 from polymmu.hooks import ArchKernel
+from polymmu.mm.variant import Variant
 from polymmu.mm.vma import last_index
 from polymmu.structs import VmaTree, vm_area_struct
 
@@ -202,18 +202,15 @@ class PrioTree:
             parent.right = new
 
 
-class PrioTrees:
+class PrioTrees(Variant):
     """A radix priority search tree: ordered by last page downwards and by the bits of the first page sideways."""
 
     since = "2.6.7, as here 2004-11"
     wrong = ""
 
     def __init__(self, kernel: ArchKernel) -> None:
+        super().__init__(kernel)
         self.bits = 64 if kernel.shape.limits.va_bits > 32 else 32
-
-    @staticmethod
-    def refuses(choice: KernelChoice) -> str:
-        return ""
 
     def new_tree(self) -> VmaTree:
         """A file's."""

@@ -11,8 +11,8 @@ for then nobody else takes two (A0.1 rule c); the lock order checker is told by 
 
 from __future__ import annotations
 
-from polymmu.description.model import KernelChoice
 from polymmu.hooks import ArchKernel
+from polymmu.mm.variant import Variant
 from polymmu.sched.driver import Sched
 from polymmu.sched.locks import Lock, Spinlock
 from polymmu.structs import mm_struct
@@ -31,21 +31,16 @@ class TableLock(Spinlock):
         self.tables = 0
 
 
-class SplitTableLocks:
+class SplitTableLocks(Variant):
     """A lock per frame of pte tables, made with the first table in it and gone with the last."""
 
     since = "2.6.15"
     wrong = ""
 
     def __init__(self, kernel: ArchKernel) -> None:
-        self.kernel = kernel
+        super().__init__(kernel)
         self._shift = kernel.shape.layout.page_shift
         self._locks: dict[int, TableLock] = {}
-
-    @staticmethod
-    def refuses(choice: KernelChoice) -> str:
-        """Why this makes no sense beside the other choices; empty: it always does."""
-        return ""
 
     def lock_of(self, mm: mm_struct, table: int) -> Spinlock:
         """The lock of the ptes in the pte table at physical address ``table``. AssertionError where that is gone."""

@@ -7,27 +7,19 @@ truncation has yet to come this way. Who punches a hole does the same with ``map
 
 from __future__ import annotations
 
-from polymmu.description.model import KernelChoice
 from polymmu.hooks import ArchKernel
 from polymmu.mm.pagecache import is_cached_at
+from polymmu.mm.variant import Variant
 from polymmu.structs import File
 
 __all__ = ["CacheRecheck", "recheck_of"]
 
 
-class CacheRecheck:
+class CacheRecheck(Variant):
     """Ask the cache and the file's size."""
 
     since = "never in Linux: what a page lock held by the fault comes to"
     wrong = ""
-
-    def __init__(self, kernel: ArchKernel) -> None:
-        self.kernel = kernel
-
-    @staticmethod
-    def refuses(choice: KernelChoice) -> str:
-        """Why this makes no sense beside the other choices; empty where it does."""
-        return ""
 
     def begin(self, file: File) -> int:
         """Before the fault reads the file's size: what ``may_map`` will want to know. Waits until no hole is being

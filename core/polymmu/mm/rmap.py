@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from polymmu.description.model import KernelChoice
 from polymmu.hooks import ArchKernel
 from polymmu.mm.anon_vma import page_anon_vma, put_anon_vma
 from polymmu.mm.frames import put_page
 from polymmu.mm.linear import linear_index, vma_address
 from polymmu.mm.swap import swap_duplicate_in
 from polymmu.mm.tables import find_entry, pfn_of, pte_lock, pte_unlock, read_pte
+from polymmu.mm.variant import Variant
 from polymmu.mm.zap import collect_dirt, update_hiwater_rss
 from polymmu.structs import (
     PG_ANON,
@@ -251,19 +251,11 @@ def unmap_one(vma: vm_area_struct, addr: int, ptep: int, entry: int | None = Non
     put_page(kernel, pfn)
 
 
-class FlushEach:
+class FlushEach(Variant):
     """One pte at a time, each counted for itself; the machine file may name another class (``kernel.try_to_unmap``)."""
 
     since = "2.5.27"
     wrong = ""
-
-    def __init__(self, kernel: ArchKernel) -> None:
-        self.kernel = kernel
-
-    @staticmethod
-    def refuses(choice: KernelChoice) -> str:
-        """Why this makes no sense beside the other choices; empty where it does."""
-        return ""
 
     def uncount(self, mm: mm_struct, pfn: int) -> None:
         """``mm`` has a page less."""

@@ -19,7 +19,6 @@ import errno
 
 import numpy as np
 
-from polymmu.description.model import KernelChoice
 from polymmu.errors import UserMistake, syscall_error
 from polymmu.hardware.ram import NONZERO
 from polymmu.hooks import ArchKernel
@@ -27,6 +26,7 @@ from polymmu.mm.anon_vma import anon_vma_prepare, page_add_anon_rmap
 from polymmu.mm.frames import alloc_page, get_page, lru_cache_add, put_page
 from polymmu.mm.pagelock import lock_page, trylock_page, unlock_page
 from polymmu.mm.tables import enter_pte, pte_lock, pte_unlock, read_pte
+from polymmu.mm.variant import Variant
 from polymmu.sched.locks import Spinlock
 from polymmu.structs import PG_DIRTY, PG_SWAPCACHE, EntryRun, Shape, SwapArea, mm_struct, vm_area_struct
 
@@ -286,19 +286,11 @@ def do_swap_page(vma: vm_area_struct, page: int, ptep: int, value: int, write: b
     return "major" if was_read else "minor"
 
 
-class SwapIn:
+class SwapIn(Variant):
     """A page found for a slot is asked, once it is locked, whether it still is that slot's."""
 
     since = "2.6.36"
     wrong = ""
-
-    def __init__(self, kernel: ArchKernel) -> None:
-        self.kernel = kernel
-
-    @staticmethod
-    def refuses(choice: KernelChoice) -> str:
-        """Why this makes no sense beside the other choices; empty where it does."""
-        return ""
 
     def is_page_of(self, pfn: int, slot: int) -> bool:
         """Whether a locked page is still in the cache, and for the slot it was found for."""

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 import attrs
 
-from polymmu.description.model import KernelChoice
 from polymmu.errors import syscall_error
 from polymmu.hooks import ArchKernel
 from polymmu.mm.pagecache import drop_page_cache
@@ -121,11 +120,6 @@ class RestartCount(TruncateCounts):
 
     second_unmap = True
     """Whether a truncation unmaps again when the pages have left the cache (2.6.23)."""
-
-    @staticmethod
-    def refuses(choice: KernelChoice) -> str:
-        """Why this makes no sense beside the other choices; empty where it does."""
-        return ""
 
     def unmap_mapping_range(self, mapping: address_space, first: int, last: int, even_cows: bool) -> None:
         """See the function of this name; ``first`` and ``last`` are pages."""

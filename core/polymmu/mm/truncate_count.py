@@ -12,17 +12,18 @@ First reading: ``vma_linked`` to ``vma_moved``.
 from __future__ import annotations
 
 from polymmu.hooks import ArchKernel
+from polymmu.mm.variant import Variant
 from polymmu.structs import address_space, vm_area_struct
 
 __all__ = ["TruncateCounts", "truncate_counts"]
 
 
-class TruncateCounts:
+class TruncateCounts(Variant):
     """The rules since Linux 2.6.38, and one more that Linux never had (``vma_resized``)."""
 
     def __init__(self, kernel: ArchKernel) -> None:
+        super().__init__(kernel)
         choice = kernel.description.kernel
-        self.kernel = kernel
         self.numbers = 1 << choice.truncate_count_bits
         self.address_mask = (1 << (choice.truncate_restart_bits or kernel.shape.layout.page_shift)) - 1
         start = choice.truncate_count_start % self.numbers

@@ -27,7 +27,6 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from polymmu.description.model import KernelChoice
 from polymmu.hardware.ram import INDEX, MAPPING
 from polymmu.hardware.scans import account_ptes
 from polymmu.hooks import ArchKernel
@@ -50,6 +49,7 @@ from polymmu.mm.linear import linear_index
 from polymmu.mm.notifier import mmu_notifier_invalidate_range_end, mmu_notifier_invalidate_range_start
 from polymmu.mm.swap import free_swap_in
 from polymmu.mm.tables import pfn_of, pte_lock, pte_unlock, read_ptes, table_runs
+from polymmu.mm.variant import Variant
 from polymmu.sched.locks import Mutex, Spinlock
 from polymmu.structs import (
     PG_DIRTY,
@@ -114,7 +114,7 @@ def update_hiwater_rss(mm: mm_struct) -> None:
     mm.hiwater_rss = max(mm.hiwater_rss, mm.anon_rss + mm.file_rss)
 
 
-class ZapWork:
+class ZapWork(Variant):
     """The loop of 2.6.38: the gather stays open between blocks, and a block is counted by the work it made.
 
     An empty entry counts as one byte and any other as its page, so that what is mapped sets the pace (tables that do
@@ -127,14 +127,9 @@ class ZapWork:
 
     def __init__(self, kernel: ArchKernel) -> None:
         choice = kernel.description.kernel
-        self.kernel = kernel
+        super().__init__(kernel)
         self.longest = choice.zap_block or LONGEST
         self.block = (choice.zap_block or (8 if choice.preempt else 1024)) << kernel.shape.layout.page_shift
-
-    @staticmethod
-    def refuses(choice: KernelChoice) -> str:
-        """Why this loop makes no sense beside the other choices; empty where it does."""
-        return ""
 
     # ------------------------------------------------------------------ ranges
     def zap_page_range(self, vma: vm_area_struct, start: int, end: int, details: ZapDetails | None) -> int:

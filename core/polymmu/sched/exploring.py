@@ -32,7 +32,7 @@ from polymmu.hardware.cpu import Cpu
 from polymmu.sched.access import Access, Mode
 from polymmu.sched.lockdep import place_here
 from polymmu.sched.locks import Lock, RwSem
-from polymmu.sched.picker import Diverged, Known, Picker
+from polymmu.sched.picker import Diverged, Known, Picker, TooLong
 from polymmu.sched.words import BARRIERS, SharedWords
 
 __all__ = ["ExploringSched", "Stuck", "Task"]
@@ -135,6 +135,7 @@ class ExploringSched(SharedWords):
         """Held locks that somebody is said to wait for."""
         self._last = -1
         """Who did the last operation."""
+        self._steps_left = NEVER
         self._boot = Task((), -1, "boot", 0, lambda: None)
         self.context: Task = self._boot
         self._numbers: dict[Key, int] = {}
@@ -214,10 +215,10 @@ class ExploringSched(SharedWords):
         self._newborn.append(task)
         return task
 
-    def run(self, picker: Picker, *, unbounded: bool = False) -> BaseException | None:
+    def run(self, picker: Picker, *, unbounded: bool = False, steps: int = NEVER) -> BaseException | None:
         """One execution with the tasks that were spawned; what a task raised, Stuck, Halt, or None.
 
-        ``unbounded``: budgets are never used up.
+        ``unbounded``: budgets are never used up. ``steps``: after so many it is ended (TooLong).
         """
         assert self._picker is None, "run is not re-entrant"
         self._picker, self._hub, self._failure = picker, getcurrent(), None
@@ -227,6 +228,7 @@ class ExploringSched(SharedWords):
         self._last = -1
         # With store buffers what an operation does decides what others come of it, so all of it is done.
         self._again, self._known = picker.comes_again() if self.buffers is None else (), 0
+        self._steps_left = steps - len(self._again)
         outer = self.context, self.cpu, self.preempt_count
         try:
             self._announce()
@@ -436,6 +438,10 @@ class ExploringSched(SharedWords):
             if self._tasks:
                 self._failure = Stuck(self._who_waits())
                 self._picker.stuck([(task.number, self._would_do(task)) for task in self._tasks])
+            return None
+        self._steps_left -= 1
+        if self._steps_left < 0:
+            self._failure = TooLong("an execution had more steps than it may have")
             return None
         try:
             number = self._picker.pick(self._last, tuple(able))

@@ -7,11 +7,15 @@ from typing import Protocol
 
 from polymmu.sched.access import Access
 
-__all__ = ["Diverged", "Halt", "InFront", "Known", "Picker"]
+__all__ = ["Diverged", "Halt", "InFront", "Known", "Picker", "TooLong"]
 
 
 class Halt(Exception):
     """A picker ends the execution here."""
+
+
+class TooLong(Halt):
+    """The execution has more steps than it may: perhaps somebody tries again for ever."""
 
 
 class Diverged(Exception):

@@ -11,16 +11,20 @@ nothing.
   it is none, for nobody can change it then;
 * ``shootdown``: one of the words by which CPUs agree on who flushes what. They make many interleavings and matter to
   few questions, so accesses are operations only where that is asked for;
-* ``strict``: who only reads it must have the guard, too. Then no access is an operation, and one without is a race.
+* ``strict``: who only reads it must have the guard, too. Then no access is an operation, and one without is a race;
+* ``reads="parts"``: an access without the guard belongs to the operation in progress, whose order with others it
+  makes matter, and so does every change;
+* ``reads="unseen"``: reading it is not looked at, for it is read all the time. Changing it without the guard is a race.
 
-A guard is asked of the object; None: nobody else can reach the object now. What is changed in terms of its old value
+A guard is asked of the object, and may be several locks: who changes the field must have all of them, for whoever
+reads it may have any. None, or no lock: nobody else can reach the object now. What is changed in terms of its old value
 (``x.f += 1``) is one operation after ``sched.atomic()``, and otherwise one that store buffers may cut in two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import attrs
 
@@ -28,7 +32,8 @@ from polymmu.sched.locks import Lock
 
 __all__ = ["Guard", "Rule", "owned", "rules_of", "shared"]
 
-Guard = Callable[[Any], Lock | None]
+Guard = Callable[[Any], Lock | Sequence[Lock] | None]
+Reads = Literal["operations", "parts", "unseen"]
 KEY = "polymmu.shared"
 
 
@@ -39,12 +44,19 @@ class Rule:
     guard: Guard | None = None
     strict: bool = False
     shootdown: bool = False
+    reads: Reads = "operations"
     owned: bool = False
 
 
-def shared(*, guard: Guard | None = None, strict: bool = False, shootdown: bool = False) -> dict[str, Rule]:
+def shared(
+    *,
+    guard: Guard | None = None,
+    strict: bool = False,
+    shootdown: bool = False,
+    reads: Reads = "operations",
+) -> dict[str, Rule]:
     """Metadata of an attrs field that other CPUs use."""
-    return {KEY: Rule(guard, strict, shootdown)}
+    return {KEY: Rule(guard, strict, shootdown, reads)}
 
 
 def owned() -> dict[str, Rule]:
