@@ -221,7 +221,8 @@ class Saved:
         for first, contents in self._runs:
             pages[first : first + len(contents)] = contents
         above = table[:, high : self._free.bump]  # what was never used lies beyond
-        used = above.any(axis=0).nonzero()[0]
+        holds: NDArray[np.bool_] = above.any(axis=0)
+        used = holds.nonzero()[0]
         if len(used):
             pages[high + used] = 0
             above[:] = 0
