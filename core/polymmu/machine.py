@@ -405,6 +405,12 @@ class FileHandle:
         """Write out what was stored through shared mappings; how many pages."""
         return writeback.sync_file(self.machine.kernel, self.file)
 
+    def remove(self) -> None:
+        """Pull the device out: its memory leaves every mapping, and is free. Only of a driver's file."""
+        if self.file.remove is None:
+            raise UserMistake(f"{self.file.name or 'the file'} has no device that could be removed")
+        self.file.remove()
+
     def close(self) -> None:
         """Drop the holder's reference."""
         if not self.closed:

@@ -268,10 +268,10 @@ class address_space:
 class File:
     """An open file with its inode in one: ``size`` in bytes, ``mapping`` its cached pages.
 
-    ``mmap``: a driver's own mmap operation; it may set up the vma or raise SyscallError. ``release``: its end, called
-    when nobody holds the file any more. ``read_page(index)`` gives a page's initial bytes (None: zeroes).
-    ``anonymous``: shared anonymous memory (shmem). ``huge_size``: size of its pages where they are huge ones (a file
-    of hugetlbfs), else 0. ``committed``: pages charged for it.
+    ``mmap``: a driver's own mmap operation; it may set up the vma or raise SyscallError. ``remove``: its device is
+    pulled out. ``release``: its end, called when nobody holds the file any more. ``read_page(index)`` gives a page's
+    initial bytes (None: zeroes). ``anonymous``: shared anonymous memory (shmem). ``huge_size``: size of its pages where
+    they are huge ones (a file of hugetlbfs), else 0. ``committed``: pages charged for it.
     """
 
     name: str
@@ -282,6 +282,7 @@ class File:
     huge_size: int = 0
     committed: int = 0
     mmap: Callable[[File, vm_area_struct], None] | None = None
+    remove: Callable[[], None] | None = None
     release: Callable[[], None] | None = None
     read_page: Callable[[int], bytes] | None = None
     written: dict[int, bytes] = attrs.field(factory=dict[int, bytes])

@@ -71,6 +71,17 @@ class NoBatching(LinkedGather):
         return False
 
 
+class DeviceFramesLate(LinkedGather):
+    """37: a driver's frames have no count of ptes, so who looks for their mappings finds none once ptes are cleared and
+    the vma has left the file, though the flush is still to come."""
+
+    since = "mended 5.19"
+    wrong = "INV-TLB: a TLB leads to memory that its driver has freed"
+
+    def tlb_end_vma(self, tlb: mmu_gather, vma: vm_area_struct) -> None:
+        """Left out."""
+
+
 class FreesHugePagesFirst(ZapWork):
     """21: huge pages are freed as their entries go, and flushed at the end."""
 
@@ -97,4 +108,5 @@ GATHER_BUGS: Mapping[str, type[LinkedGather]] = {
     "bug-26": TablesBeforeTheFlush,
     "bug-27": NoBatchNoFlush,
     "bug-29": NoBatching,
+    "bug-37": DeviceFramesLate,
 }

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable
 import attrs
 
 from polymmu.errors import SegmentationFault, SyscallError
+from polymmu.hardware.ram import NONZERO
 from polymmu.machine import CpuHandle, Machine
+from polymmu.structs import PG_DIRTY
 from tests.differential.model import Content, Known, Page, Space
 
 __all__ = ["Actor", "refused"]
@@ -75,10 +77,12 @@ class Actor:
         return mine[a // 8 % len(mine)]
 
     def _some(self, a: int, b: int) -> range:
-        """Some pages from a picked one on, all of the window where others are beside it."""
+        """Some pages from a picked one on, all of the window where others are beside it, none of a huge page."""
         first = self._pick(a)
-        end = first + 1 + b % LONGEST
-        return range(first, end if self.alone else min(end, self.window.stop))
+        ends = [at // self.size for at in self.space.huge if at > first * self.size]
+        if not self.alone:
+            ends.append(self.window.stop)
+        return range(first, min([first + 1 + b % LONGEST, *ends]))
 
     def _mapping(self, page: int) -> range | None:
         """The one mapping that has this page, as /proc/PID/maps shows it."""
@@ -188,7 +192,7 @@ class Actor:
             self._move(first, length, new, self.window[c // 4 % (len(self.window) - new)], again=c % 8 == 7)
             return
         follows = range(first + length, first + new)
-        fits = first + length == mapping.stop and not any(n in self.pages for n in follows)
+        fits = first + length == mapping.stop and self._is_room(follows)
         if not self.alone and follows.stop > self.window.stop:
             return
         if new > length and not fits and (c % 4 == 1 or not self.alone):
@@ -197,6 +201,15 @@ class Actor:
         at = self.space.mm.mremap(first * self.size, length * self.size, new * self.size, may_move=c % 4 == 0)
         assert (at == first * self.size) == (new <= length or fits)
         self._moved(first, length, new, at // self.size)
+
+    def _is_room(self, pages: range) -> bool:
+        """Whether nothing is mapped there, and something could be."""
+        taken = [
+            *self.machine.kernel.shape.limits.holes,
+            *((at, at + self.huge_size) for at in self.space.huge),
+        ]
+        start, end = pages.start * self.size, pages.stop * self.size
+        return not any(n in self.pages for n in pages) and not any(a < end and start < b for a, b in taken)
 
     def _move(self, first: int, length: int, new: int, to: int, again: bool) -> None:
         if first < to + new and to < first + length:
@@ -315,7 +328,7 @@ class Actor:
     # ------------------------------------------------------------------ accesses
     def store(self, a: int, b: int, c: int) -> None:
         for n in self._some(a, b):
-            self._store(n, bytes((1 + c % 255, 1 + c // 255 % 255)))
+            self._store(n, bytes((1 + c % 255, 1 + c // 255 % 255)), whole=c % 2 == 0)
 
     def load(self, a: int, b: int, c: int) -> None:
         for n in self._some(a, b):
@@ -346,14 +359,32 @@ class Actor:
         if c % 4 or len(self.pins) > 3:
             self.space.mm.put(self.pins.pop(0))
 
-    def _store(self, n: int, data: bytes) -> None:
+    def device_stores(self, a: int, b: int, c: int) -> None:
+        """A device stores into a page that is held for it, which meanwhile was to be written out."""
+        n = self._pick(a)
+        page, kernel = self.pages.get(n), self.machine.kernel
+        if page is None or not page.may("w"):
+            return
+        pfn = self.space.mm.gup_fast(n * self.size, write=True)
+        if kernel.swap is not None:
+            self.space.mm.swap_out(n * self.size, self.size)
+        data = bytes((1 + b % 255,)) + page.shown[1:]
+        kernel.ram.write(pfn * self.size, data[:1])
+        kernel.frames.flags[pfn] |= NONZERO | PG_DIRTY
+        self.space.mm.put(pfn)
+        self.pages[n] = page.stored(data)
+        self.look(n)
+
+    def _store(self, n: int, data: bytes, whole: bool = True) -> None:
+        """Store ``data`` at both ends of page ``n``, or at its start only: its end must then be what it was."""
         page = self.pages.get(n)
         if page is None or not page.may("w"):
             self._denied("store", n * self.size)
             return
         self.cpu.store(n * self.size, data[:1])
-        if page.shared and page.content is not None and page.content.ends_inside(page.index):
-            data = data[:1] + page.shown[1:]  # what is stored behind a file's end is nobody's promise
+        # What is stored behind a file's end is nobody's promise.
+        if not whole or (page.shared and page.content is not None and page.content.ends_inside(page.index)):
+            data = data[:1] + page.shown[1:]
         else:
             self.cpu.store((n + 1) * self.size - 1, data[1:])
         self.pages[n] = page.stored(data)

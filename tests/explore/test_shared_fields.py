@@ -19,6 +19,7 @@ from polymmu.exploration.fields import SharedFields
 from polymmu.exploration.random_walks import Pct
 from polymmu.exploration.scenario import Explored
 from polymmu.exploration.search import Search
+from polymmu.mm import protect
 from polymmu.sched.exploring import ExploringSched
 from polymmu.sched.locks import Lock, Mutex, RwSem, Spinlock
 from polymmu.sched.shared import owned, rules_of, shared
@@ -388,3 +389,14 @@ def test_the_audit_notices_who_has_none(monkeypatch: pytest.MonkeyPatch) -> None
     program = Explored("x86_64", load_scenario("010-mremap-beside-truncation"))
     without(monkeypatch, "i_mmap_lock", "unmap")
     assert ("vm_start", "linear_parts") in reads_without_a_guard(program, 5)[1]
+
+
+def test_a_pte_that_is_changed_without_its_lock_is_a_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads ptes below the lock is no operation, so nobody may change one without it."""
+    scenario = Path(__file__).parent / "general" / "protect-and-use.yaml"
+    assert polymmu.explore(scenario, "x86_64").verdict.verdict == "clean"
+    for name in ("pte_lock", "pte_unlock"):
+        monkeypatch.setattr(protect, name, lambda mm, ptep: None)
+    found = polymmu.explore(scenario, "x86_64").to_dict()["violation"]
+    assert found["invariant"] == "INV-RACE"
+    assert "a pte of mm 1 is changed without its pte_lock" in found["message"]

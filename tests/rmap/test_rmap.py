@@ -352,7 +352,7 @@ def test_a_page_that_a_walk_cannot_find_may_be_found_another_time(monkeypatch: p
     kernel = boot()
     mm, at = anonymous(kernel)
     pfn = frame_at(mm, at)
-    monkeypatch.setattr(rmap, "page_check_address", lambda area, addr, pfn: -1)
+    monkeypatch.setattr(rmap, "page_check_address", lambda area, addr, pfn, *, sync: -1)
     assert try_to_unmap(kernel, pfn, SWAPPED["toy"]) is Unmapped.SWAP_AGAIN
     assert frame_at(mm, at) == pfn
 

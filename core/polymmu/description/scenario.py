@@ -155,6 +155,13 @@ class Invalidate:
 
 
 @attrs.frozen(kw_only=True)
+class Remove:
+    """A device is pulled out: its memory leaves every mapping, and its driver gives it back."""
+
+    driver: str = name_of("whose")
+
+
+@attrs.frozen(kw_only=True)
 class Brk:
     """Move the end of the heap."""
 
@@ -288,6 +295,7 @@ class Step:
     invalidate: Invalidate | None = field(
         default=None, metadata=doc("take a range of a file out of every mapping")
     )
+    remove: Remove | None = field(default=None, metadata=doc("pull a device out; its memory is free then"))
     swap_out: Range | None = field(default=None, metadata=doc("write a range's pages out and free them"))
     reclaim: Reclaim | None = field(default=None, metadata=doc("free cold pages, wherever they are mapped"))
     brk: Brk | None = field(default=None, metadata=doc("move the end of the heap"))

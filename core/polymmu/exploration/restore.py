@@ -221,8 +221,8 @@ class Saved:
         for first, contents in self._runs:
             pages[first : first + len(contents)] = contents
         above = table[:, high : self._free.bump]  # what was never used lies beyond
-        holds: NDArray[np.bool_] = above.any(axis=0)
-        used = holds.nonzero()[0]
+        holds = np.logical_or.reduce(above, axis=0)
+        used = np.flatnonzero(holds)
         if len(used):
             pages[high + used] = 0
             above[:] = 0

@@ -2,7 +2,8 @@
 
 The driver has one piece of memory, from when the file is made until nobody holds it. It does as drivers do that were
 met half way by a failure: where its memory cannot be mapped and nobody has it, it gives the memory up; and it may find
-that its device is gone when everything is mapped already.
+that its device is gone when everything is mapped already. When the device is pulled out it has everybody's ptes
+removed, and believes that nobody reaches the memory then.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from polymmu.mm.frames import alloc_pages, free_pages
 from polymmu.mm.linear import vma_pages
 from polymmu.mm.pagecache import new_file
 from polymmu.mm.remap import remap_pfn_range
-from polymmu.structs import File, Kernel, vm_area_struct
+from polymmu.mm.truncate import unmap_mapping_range
+from polymmu.structs import File, Kernel, address_space, vm_area_struct
 
 __all__ = ["new_driver"]
 
@@ -54,6 +56,14 @@ class Driver:
             raise syscall_error(errno.ENODEV, f"the device of {file.name} is gone")
         self.mapped = True
 
+    def remove(self, mapping: address_space) -> None:
+        """The file's remove operation: the device is pulled out, and its memory goes, whoever has it mapped.
+
+        A mapping that is still being made would not be found: no mmap of it may be under way.
+        """
+        unmap_mapping_range(self.kernel, mapping, 0, 0, True)
+        self.release()
+
     def release(self) -> None:
         """The file's release operation: the memory goes."""
         if self.pfn >= 0:
@@ -68,5 +78,6 @@ def new_driver(kernel: Kernel[Any], name: str, size: int, *, refuses: bool) -> F
     """
     driver = Driver(kernel, -(-size // kernel.shape.layout.page_size), refuses=refuses)
     file = new_file(kernel, name, size, mmap=driver.mmap)
+    file.remove = lambda: driver.remove(file.mapping)
     file.release = driver.release
     return file

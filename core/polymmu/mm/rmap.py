@@ -107,12 +107,15 @@ def try_to_unmap(kernel: ArchKernel, pfn: int, entry: int | None) -> Unmapped:
 
 
 # ------------------------------------------------------------------ walks
-def rmap_walk(kernel: ArchKernel, pfn: int, visit: Visit) -> None:
-    """Call ``visit`` for each pte that maps the page, nonlinear vmas' excepted, below the lock of the walk."""
+def rmap_walk(kernel: ArchKernel, pfn: int, visit: Visit, *, sync: bool = False) -> None:
+    """Call ``visit`` for each pte that maps the page, nonlinear vmas' excepted, below the lock of the walk.
+
+    ``sync``: whoever cleared a pte of a file's page has let go of its table lock when the walk is over.
+    """
     mapping = page_mapping(kernel, pfn)
     if mapping is not None:
         mapping.i_mmap_lock.lock()
-        _walk_file(kernel, pfn, mapping, visit)
+        _walk_file(kernel, pfn, mapping, visit, sync=sync)
         mapping.i_mmap_lock.unlock()
         return
     anon = page_lock_anon_vma(kernel, pfn)
@@ -128,21 +131,25 @@ def page_mapping(kernel: ArchKernel, pfn: int) -> address_space | None:
     return kernel.mappings.objects[mapping - 1] if mapping > 0 else None
 
 
-def _walk_file(kernel: ArchKernel, pfn: int, mapping: address_space, visit: Visit) -> None:
+def _walk_file(
+    kernel: ArchKernel, pfn: int, mapping: address_space, visit: Visit, *, sync: bool = False
+) -> None:
     index = kernel.frames.index[pfn]
     before = mapping.i_mmap.visited
-    _walk(kernel, pfn, mapping.i_mmap.overlapping(index, index), visit)
+    _walk(kernel, pfn, mapping.i_mmap.overlapping(index, index), visit, sync=sync)
     nodes = mapping.i_mmap.visited - before
     kernel.sched.spend(kernel.description.costs.vma_visit * nodes, "rmap")
 
 
-def _walk(kernel: ArchKernel, pfn: int, vmas: Iterable[vm_area_struct], visit: Visit) -> None:
+def _walk(
+    kernel: ArchKernel, pfn: int, vmas: Iterable[vm_area_struct], visit: Visit, *, sync: bool = False
+) -> None:
     index = kernel.frames.index[pfn]
     for vma in vmas:
         addr = vma_address(vma, index)
         if addr < 0 or vma.huge_size or vma.vm_flags & VM_PFNMAP:
             continue
-        ptep = page_check_address(vma, addr, pfn)
+        ptep = page_check_address(vma, addr, pfn, sync=sync)
         if ptep >= 0:
             goes_on = visit(vma, addr, ptep)
             pte_unlock(vma.vm_mm, ptep)
@@ -150,8 +157,8 @@ def _walk(kernel: ArchKernel, pfn: int, vmas: Iterable[vm_area_struct], visit: V
                 return
 
 
-def page_check_address(vma: vm_area_struct, addr: int, pfn: int) -> int:
-    """The pte at ``addr``, locked, if it maps the page; else -1."""
+def page_check_address(vma: vm_area_struct, addr: int, pfn: int, *, sync: bool) -> int:
+    """The pte at ``addr``, locked, if it maps the page; else -1. ``sync``: said below the lock only (2.6.27)."""
     mm = vma.vm_mm
     kernel: ArchKernel = mm.kernel
     shape = kernel.shape
@@ -163,7 +170,7 @@ def page_check_address(vma: vm_area_struct, addr: int, pfn: int) -> int:
     kernel.events.entries_visited(mm, "rmap", 1)
     kernel.sched.spend(kernel.description.costs.entry_update, "rmap")
     ptep = find_entry(mm, addr)
-    if ptep < 0 or not maps_it():
+    if ptep < 0 or not (sync or maps_it()):
         return -1
     pte_lock(mm, ptep)
     if maps_it():

@@ -4,6 +4,9 @@ The last moment at which a page may be called clean is when no pte lets a store 
 pte of it loses the write right and its dirty bit first, and every TLB with them; what was dirty there is so in the
 page. Then it is written. A store that comes later faults, and makes it dirty again.
 
+A pte that looks empty may have been cleared a moment ago, below a table lock that is held until TLBs are flushed, too:
+so that lock is waited for all the same.
+
 Ptes of nonlinear mappings are not looked at: a page that only they know to be dirty is written when they are zapped.
 """
 
@@ -50,7 +53,7 @@ def page_mkclean(kernel: ArchKernel, pfn: int) -> None:
             clean_one(vma, addr, ptep, pfn)
         return True
 
-    rmap_walk(kernel, pfn, visit)
+    rmap_walk(kernel, pfn, visit, sync=True)
     if kernel.shape.pte.dirty is None and kernel.ops.page_test_and_clear_dirty(kernel, pfn):
         kernel.frames.flags[pfn] |= PG_DIRTY
 

@@ -287,6 +287,9 @@ class TaskRun:
     def _invalidate(self, what: Any) -> None:
         self._file_of(what.file).invalidate(*self._range(what))
 
+    def _remove(self, what: Any) -> None:
+        self._file_of(what.driver).remove()
+
     def _swap_out(self, what: Any) -> None:
         self._mm_of(what).swap_out(*self._range(what))
 
