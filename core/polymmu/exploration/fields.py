@@ -12,7 +12,7 @@ First reading: ``SharedFields.adopt``; then ``_property``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -36,7 +36,7 @@ class SharedFields:
     """Everything of one machine whose fields are operations. ``race`` is told of an access without the guard: the
     field, and what was done."""
 
-    def __init__(self, sched: ExploringSched, race: Callable[[str, str], None], *, shootdown: bool) -> None:
+    def __init__(self, sched: ExploringSched, race: Callable[[Hashable, str], None], *, shootdown: bool) -> None:
         self.sched = sched
         self.shootdown = shootdown
         self.race = race

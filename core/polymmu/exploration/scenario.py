@@ -6,7 +6,7 @@ are filled beforehand, so that what one task allocates does not hang on what ano
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,7 @@ class Explored:
         for cpu in kernel.cpus:
             cpu.watcher = cpu.to_user = None
 
-    def _race(self, field: str, done: str) -> None:
+    def _race(self, what: Hashable, done: str) -> None:
         bench = self.sanitizer.bench
-        what = Namer(self.run, bench.mms).of(field)
-        bench.tell("INV-RACE", bench.now("nobody else had to wait"), f"{what} {done}")
+        name = Namer(self.run, bench.mms).of(what)
+        bench.tell("INV-RACE", bench.now("nobody else had to wait"), f"{name} {done}")

@@ -14,7 +14,7 @@ forgotten it is caught in this one execution. Without it CPUs only hold what pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -136,7 +136,7 @@ def watch(
     sched: ExploringSched,
     programs: Sequence[UserCode],
     *,
-    race: Callable[[str], None],
+    race: Callable[[Hashable, str], None],
     speculate: bool,
     shootdown: bool,
 ) -> None:
@@ -162,7 +162,7 @@ def _visible(
     kernel: ArchKernel,
     sched: ExploringSched,
     ops: ArchOps,
-    race: Callable[[str], None],
+    race: Callable[[Hashable, str], None],
     speculate: bool,
     shootdown: bool,
 ) -> dict[str, Callable[..., Any]]:
@@ -173,7 +173,7 @@ def _visible(
     def about_to_write(mm: mm_struct, ptep: int, n: int) -> None:
         lock = kernel.variants.page_table_lock.lock_of(mm, ptep & mm.layout.pte_table_mask)
         if sched.runs_tasks and not (lock.held and lock.owner is sched.context):
-            race(f"a pte of mm {mm.serial} is changed without its {lock.name}")
+            race(ptep, f"is changed without its {lock.name}")
         sched.point("write", ptep)
         for index in range(1, n):
             sched.did(Mode.WRITE, ptep + index * width)
