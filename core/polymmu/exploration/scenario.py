@@ -122,7 +122,7 @@ class Explored:
             cpu.watcher = watcher
         for name in kernel.events.heard:
             setattr(kernel.events, name, silently(self.sched, getattr(kernel.events, name)))
-        depend_on_flushes(kernel, self.sched)
+        depend_on_flushes(kernel, self.sched, self.sanitizer)
         for judge in self.sanitizer.judges:
             if isinstance(judge, State):
                 judge.eager = (
