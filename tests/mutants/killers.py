@@ -43,6 +43,7 @@ EARLY = "tables here go before the flush of the addresses where they are mapped,
 ALARMS = {
     (scenario, "ia64"): EARLY
     for scenario in (
+        "come-back-to-tables",
         "fragments",
         "lazy-and-tables",
         "move-a-table",
