@@ -33,6 +33,10 @@ class Ia64Config:
         default=18,
         metadata=doc("bits of a region identifier (architected: 18 at least)", minimum=18, maximum=24),
     )
+    context_bits: int = field(
+        default=0,
+        metadata=doc("bits of a context number; 0: 3 less than a region identifier", minimum=0, maximum=21),
+    )
     frees_tables_early: bool = field(
         default=True,
         metadata=doc("free tables of ptes before the purge, as Linux 2.6.12 to 3.0 did (2.6.11: after it)"),

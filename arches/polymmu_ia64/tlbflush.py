@@ -64,7 +64,8 @@ def section_of(mm: mm_struct) -> Ia64Config:
 def contexts_of(mm: mm_struct) -> Contexts:
     """The machine's contexts, made at the first use."""
     if mm.kernel.arch_state is None:
-        mm.kernel.arch_state = Contexts(limit=1 << section_of(mm).rid_bits - 3)
+        section = section_of(mm)
+        mm.kernel.arch_state = Contexts(limit=1 << (section.context_bits or section.rid_bits - 3))
     contexts: Contexts = mm.kernel.arch_state
     return contexts
 

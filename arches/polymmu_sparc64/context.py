@@ -210,13 +210,15 @@ def demap(mm: mm_struct, vaddrs: NDArray[np.uint64] | None) -> None:
         for start, end in ranges:
             cpu.invalidate(asid=context.number, start=start, end=end)
 
-    running = sum(1 << cpu.index for cpu in kernel.cpus if kernel.active_mm[cpu.index] is mm) & ~kernel.lazy
+    kernel.sched.atomic()  # who comes to the mm loads it before it looks at the mask
+    mask = mm.cpu_mask
+    running = sum(1 << cpu.index for cpu in kernel.cpus if cpu.space == mm.serial) & ~kernel.lazy
     if running == 1 << here.index:
-        mm.cpu_mask = 1 << here.index
-    if mm.cpu_mask >> here.index & 1:
+        mm.cpu_mask = mask = 1 << here.index
+    if mask >> here.index & 1:
         act(here)
         kernel.sched.spend(cost, "flush")
-    reached = kernel.sched.cross_call(mm.cpu_mask, act, costs.ipi + cost)  # a mondo: at trap level
+    reached = kernel.sched.cross_call(mask, act, costs.ipi + cost)  # a mondo: at trap level
     kernel.events.shootdown(mm, "ipi" if reached else "local", reached)
 
 

@@ -113,7 +113,10 @@ class Generations(Shootdown):
     """See the top of the module."""
 
     def switch_mm(self, cpu: Cpu, prev: mm_struct | None, following: mm_struct) -> None:
-        """The mask first, then the generation: a flush that does not find us in the mask is one we see here."""
+        """The mask first, then the generation: a flush that does not find us in the mask is one we see here.
+
+        A load of CR3 that drops what its PCID holds is one step: no walk may begin with that in between.
+        """
         state, context = self.cpus[cpu.index], following.context
         was_lazy, state.is_lazy = state.is_lazy, False
         left = state.loaded
@@ -127,11 +130,14 @@ class Generations(Shootdown):
         following.cpu_mask |= bit
         slot, stale = self.choose_new_asid(state, context)
         state.slot = slot
-        if self.section.pcid:
-            cpu.load_root(following.pgd, asid=slot + 1, space=following.serial)
         if stale:
             state.tlb_gen[slot] = context.tlb_gen
-            self.forget_all(cpu, following)
+        if self.section.pcid:
+            if stale:
+                cpu.invalidate(asid=slot + 1)
+            cpu.load_root(following.pgd, asid=slot + 1, space=following.serial)
+        else:
+            self.load_cr3(cpu, following)
         state.loaded = following
         if left is not None:  # after CR3 has gone over (2.6.38): out of the mask it would miss a flush
             self.kernel.sched.atomic()

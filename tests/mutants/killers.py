@@ -17,12 +17,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+import yaml
+
 from tests.mutants.overlay import ROOT, Row
 
 __all__ = ["ALARMS", "SCENARIOS", "Endless", "find", "killers_of"]
 
 GENERAL = ROOT / "tests" / "explore" / "general"
-SCENARIOS = tuple(sorted(path.stem for path in GENERAL.glob("*.yaml")))
+SCENARIOS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(GENERAL.glob("*.yaml"))}
 ALONE = (
     "table-by-table",
     "many-pages",
@@ -30,6 +32,8 @@ ALONE = (
     "nonlinear-and-invalidate",
     "devices",
     "tsb-grows",
+    "many-programs",
+    "numbers-begin-again",
 )
 """General scenarios of one execution."""
 SHIPPED = ("device-under-munmap", "swap-out-under-mremap")
@@ -47,10 +51,12 @@ EARLY = "tables here go before the flush of the addresses where they are mapped,
 ALARMS = {
     (scenario, "ia64"): EARLY
     for scenario in (
+        "come-back-to-tables",
         "fragments",
         "lazy-and-tables",
         "move-a-table",
         "no-page-for-tables",
+        "switch-and-tables",
         "unmap-two-tables",
         "unmap-under-a-fault",
         "walk-and-unmap",
@@ -96,7 +102,8 @@ def killers_of(row: Row) -> list[str]:
         names += [f"differential/{machine}#{seed}" for machine in MACHINES[arch] for seed in PROGRAM_SEEDS]
     for arch in arches:
         plain = MACHINES[arch][0]
-        names += [f"explore/{each}@{plain}" for each in SCENARIOS if each not in ALONE]
+        apply = [each for each, file in SCENARIOS.items() if arch in file.get("arches", (arch,))]
+        names += [f"explore/{each}@{plain}" for each in apply if each not in ALONE]
         names += [f"timed/{plain}#{seed}" for seed in (1, 2)]
         names += [f"run/{each}@{plain}#1" for each in SHIPPED]
         names += [f"kit/{group}@{plain}" for group in kit_groups()]

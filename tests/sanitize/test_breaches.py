@@ -116,6 +116,30 @@ def test_inv_walk_a_table_freed_while_a_walk_cache_leads_there() -> None:
     assert {each.invariant for each in judged(made).violations} == {"INV-WALK"}
 
 
+def test_inv_walk_a_table_freed_while_another_cpu_could_walk_through_it_without_running_a_program() -> None:
+    """Its hardware may do so for as long as it has the mm loaded."""
+
+    def without_walk_caches(tlb: Any) -> None:
+        for cpu in tlb.mm.kernel.cpus:
+            cpu.invalidate(asid=None, walk_caches="none")
+
+    made = machine(tlb_flush=without_walk_caches, flush_tlb_pgtables=left_out)
+    mm, _, at = running(made)
+    with made.cpus[0]:
+        mm.munmap(at, SIZE)
+    violation = judged(made).violations[0]
+    assert violation.invariant == "INV-WALK"
+    assert violation.second.what.startswith("CPU 1 has the mm loaded, its walk cache leads there")
+
+
+def test_inv_walk_an_entry_that_leads_out_of_memory() -> None:
+    made = machine(cpus=1)
+    mm, _, at = running(made)
+    made.kernel.ops.populate(mm.struct, 2, at, find_entry(mm.struct, at, -2), 1 << 40)
+    assert only(made).invariant == "INV-WALK"
+    assert only(made).second.what == "mm 1 links table 0x10000000000, where no memory is"
+
+
 def test_inv_walk_a_root_freed_while_a_cpu_has_it_loaded() -> None:
     made = machine(cpus=1)
     mm, _, _ = running(made)

@@ -51,6 +51,28 @@ def only(made: Machine) -> Violation:
     return violations[0]
 
 
+# ------------------------------------------------------------------ registers
+def test_inv_walk_a_freed_table_that_still_stands_in_the_registers_of_cr3() -> None:
+    """PAE: a flush of all that is cached, and no load of CR3."""
+
+    def caches_only(tlb: Any) -> None:
+        for cpu in tlb.mm.kernel.cpus:
+            cpu.invalidate(asid=None, walk_caches="all")
+
+    made = machine("x86-pae", tlb_flush=caches_only)
+    mm, cpu = running(made)
+    low, high = mm.mmap(4096, at=0x10000, fixed=True), mm.mmap(4096, at=0x4000_0000, fixed=True)
+    for at in (low, high):
+        cpu.store(at, b"x")
+    assert found(made) == []
+    mm.munmap(high, 4096)
+    cpu.load(low, 1)
+    assert (only(made).invariant, only(made).second.what) == (
+        "INV-WALK",
+        f"CPU 1 runs on with the old entry for {high:#x}",
+    )
+
+
 # ------------------------------------------------------------------ storage keys
 @pytest.mark.parametrize("name", ["s390", "s390-31"])
 def test_inv_dirty_a_storage_key_that_nobody_asks(name: str) -> None:

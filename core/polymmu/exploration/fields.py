@@ -36,7 +36,9 @@ class SharedFields:
     """Everything of one machine whose fields are operations. ``race`` is told of an access without the guard: the
     field, and what was done."""
 
-    def __init__(self, sched: ExploringSched, race: Callable[[Hashable, str], None], *, shootdown: bool) -> None:
+    def __init__(
+        self, sched: ExploringSched, race: Callable[[Hashable, str], None], *, shootdown: bool
+    ) -> None:
         self.sched = sched
         self.shootdown = shootdown
         self.race = race

@@ -76,8 +76,9 @@ class FlushWatcher:
         return {(row[0], row[2], row[3] >> frames.page_shift) for row in rows}
 
 
-def depend_on_flushes(kernel: ArchKernel, sched: ExploringSched) -> None:
-    """Let what makes judges look at caches be an access to what flushes drop."""
+def depend_on_flushes(kernel: ArchKernel, sched: ExploringSched, sanitizer: Sanitizer) -> None:
+    """Let what makes judges look at caches be an access to what flushes drop, and where something was found, to the
+    root without which a CPU cannot use it."""
     events: Any = kernel.events
     shift = kernel.frames.page_shift
     table_returned, zap_finds, gather_end = events.table_returned, events.zap_finds, events.gather_end
@@ -86,6 +87,9 @@ def depend_on_flushes(kernel: ArchKernel, sched: ExploringSched) -> None:
         table_returned(mm, table, size)
         for pfn in range(table >> shift, (table + size - 1 >> shift) + 1):
             sched.did(Mode.WRITE, ("frame", pfn))
+        for cpu in kernel.cpus:
+            if sanitizer.suspects(cpu):
+                sched.did(Mode.READ, ("root", cpu.index))
 
     def finds(mm: mm_struct, start: int, end: int) -> None:
         zap_finds(mm, start, end)

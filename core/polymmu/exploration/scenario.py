@@ -132,7 +132,7 @@ class Explored:
             cpu.watcher = watcher
         for name, listeners in kernel.events.listeners.items():
             setattr(kernel.events, name, silently(self.sched, *listeners))
-        depend_on_flushes(kernel, self.sched)
+        depend_on_flushes(kernel, self.sched, self.sanitizer)
         self._end_events = Events([judge for judge in self.sanitizer.judges if isinstance(judge, Progress)])
         for judge in self.sanitizer.judges:
             if isinstance(judge, State):

@@ -463,8 +463,8 @@ class Cpu:
 
         Those count that ``asid`` could use (None: what is loaded, by each address's own ASID). A TLB
         entry is stale if its page is no longer mapped, elsewhere, or with fewer rights; an entry of a
-        paging-structure cache (asked unless ``walk_caches`` is False) if its table is no longer the one
-        linked, or grants more.
+        paging-structure cache (asked unless ``walk_caches`` is False), or one that loading the root copied into
+        a register, if its table is no longer the one linked, or grants more.
         """
         low, last = self._range(start, end)
         if last < low:
@@ -472,7 +472,22 @@ class Cpu:
         self._view[at.WALK_ROOT] = root
         space = EVERYWHERE if asid is None else asid
         words, ram = self.words, self.ram.words
-        return int(sweep(words, ram, True, space, 0, int(walk_caches), signed(low), signed(last), False))
+        stale = int(sweep(words, ram, True, space, 0, int(walk_caches), signed(low), signed(last), False))
+        return stale + (self._stale_registers(low, last) if walk_caches and root == self.root else 0)
+
+    def _stale_registers(self, low: int, last: int) -> int:
+        """How many top entries for [low, last] stand in registers and no longer in the table."""
+        view, row = self._view, at.ROWS
+        if not view[at.NR_ROOT_ENTRIES]:
+            return 0
+        shift, present = view[row + at.R_SHIFT], view[row + at.R_PRESENT_M]
+        linked = self.translation.latch_root(self.ram, self.root)
+        copied = view[at.ROOT_ENTRIES : at.ROOT_ENTRIES + len(linked)]
+        among = range(low >> shift, min(last >> shift, len(linked) - 1) + 1)
+        return sum(
+            copied[n] & present == view[row + at.R_PRESENT_ON] and copied[n] != signed(linked[n])
+            for n in among
+        )
 
     def _range(self, start: int | None, end: int | None) -> tuple[int, int]:
         """First and last address of a range."""

@@ -46,7 +46,8 @@ class FreedFrames(Judge):
     When frames are freed, every cached entry that leads to one becomes a suspect, no more, for fast mode frees first
     and flushes later. It is guilty if it is still there, and usable, when its CPU next runs user code. A root that a
     CPU has loaded must never be freed: the hardware may walk from it at any time. For the same reason a walk cache of
-    another CPU that keeps an mm lazily is guilty at once: nothing else will ever use it.
+    another CPU is guilty at once where that CPU could use it now: in the kernel too, when it keeps an mm lazily or is
+    about to load another.
     """
 
     def __init__(self, bench: Bench) -> None:
@@ -88,14 +89,15 @@ class FreedFrames(Judge):
                             freed[leads_to] = self._freed(leads_to, low, high)
                         suspects[place] = Suspect(row, freed[leads_to])
                         fresh.append(suspects[place])
-                if self.kernel.lazy >> cpu.index & 1 and cpu is not self.kernel.sched.cpu:
-                    self._judge_lazy(cpu, fresh)
+                if cpu is not self.kernel.sched.cpu:
+                    self._judge_walks(cpu, fresh)
 
-    def _judge_lazy(self, cpu: Cpu, fresh: list[Suspect]) -> None:
-        """``cpu`` runs no program, but may walk from where its walk caches lead."""
+    def _judge_walks(self, cpu: Cpu, fresh: list[Suspect]) -> None:
+        """Whatever ``cpu`` does now, its hardware may walk from where its walk caches lead."""
+        does = "keeps an mm lazily" if self.kernel.lazy >> cpu.index & 1 else "has the mm loaded"
         for suspect in fresh:
             if not suspect.in_tlb(cpu) and what_became_of(cpu.words, suspect.entry) == 2:
-                self._accuse(cpu, suspect, "keeps an mm lazily")
+                self._accuse(cpu, suspect, does)
 
     def _freed(self, leads_to: int, low: int, high: int) -> Happened:
         what = (

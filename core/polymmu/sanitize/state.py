@@ -193,7 +193,11 @@ class State(Judge):
                 if has_huge and self.kernel.ops.is_hugepage_only_range(mm, base, end - base):
                     continue  # or may be indexed by addresses of another scale
                 reached[below] += 1
-                if not self.kernel.frames.refcount[child >> self.kernel.frames.page_shift]:
+                pfn = child >> self.kernel.frames.page_shift
+                if pfn >= self.kernel.frames.count:
+                    self._tell("INV-WALK", f"mm {mm.serial} links table {child:#x}, where no memory is")
+                    continue
+                if not self.kernel.frames.refcount[pfn]:
                     self._tell("INV-WALK", f"mm {mm.serial} links table {child:#x}, whose frame is free")
                 if not excused and child not in own and vma is None:
                     self._tell(

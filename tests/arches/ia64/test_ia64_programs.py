@@ -362,6 +362,21 @@ def test_when_the_numbers_run_out_those_of_the_dead_come_back_after_every_cpu_fo
     assert second.cpu.invalidate(asid=kept << 3 | 1) == 0, "it forgot before it switched"
 
 
+def test_a_machine_may_have_few_numbers_and_many_programs_one_after_another() -> None:
+    machine = Machine.from_file("ia64", sets=["ia64.context_bits=3"])
+    cpu, parent = machine.cpus[0], run(machine)
+    addr = parent.mmap(PAGE, at=REGION[1], fixed=True)
+    cpu.store(addr, b"parent")
+    for n in range(20):
+        child = parent.fork()
+        cpu.switch_mm(child)
+        cpu.store(addr, b"child%d" % n)
+        cpu.switch_mm(parent)
+        assert cpu.load(addr, 6) == b"parent"
+        child.exit()
+        assert 0 < parent.struct.context.number < contexts(machine).limit == 8
+
+
 def test_an_exited_programs_pages_are_not_reached_by_the_next(machine: Machine) -> None:
     cpu = machine.cpus[0]
     for n in range(5):
