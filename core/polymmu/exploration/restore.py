@@ -221,7 +221,7 @@ class Saved:
         for first, contents in self._runs:
             pages[first : first + len(contents)] = contents
         above = table[:, high : self._free.bump]  # what was never used lies beyond
-        used = above.any(axis=0).nonzero()[0]
+        used = np.flatnonzero(above.any(axis=0))
         if len(used):
             pages[high + used] = 0
             above[:] = 0
