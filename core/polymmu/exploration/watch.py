@@ -41,11 +41,12 @@ class WatchedRam(Ram):
     def read_entry(self, pa: int, nbytes: int, order: str) -> int:
         sched = self.sched
         if sched.watches:
-            if sched.preempt_count or sched.is_at("read", pa):
-                sched.did(Mode.READ, pa)
-            else:
+            if not sched.preempt_count and not sched.is_at("read", pa):
                 sched.point("read", pa)
-            sched.did(Mode.READ, ("frame", pa >> self.page_shift))
+            elif sched.tells:
+                sched.did(Mode.READ, pa)
+            if sched.tells:
+                sched.did(Mode.READ, ("frame", pa >> self.page_shift))
         return super().read_entry(pa, nbytes, order)
 
     def write_entry(self, pa: int, nbytes: int, order: str, entry: int) -> None:
@@ -173,16 +174,17 @@ def _visible(
         hardware_fetches(mm, addr, n)
 
     def hardware_fetches(mm: mm_struct, addr: int, n: int) -> None:
-        if not speculate or not sched.runs_tasks:
+        if not speculate or not sched.watches:
             return
         for page in range(n):
             everybody_fetches(mm, addr + (page << shift))
 
     def everybody_fetches(mm: mm_struct, addr: int, *, is_table: bool = False) -> None:
         for cpu in kernel.cpus:
-            sched.did(Mode.READ, ("runs", cpu.index, mm.slot))
-            if shootdown:
-                sched.did(Mode.READ, ("root", cpu.index))
+            if sched.tells:
+                sched.did(Mode.READ, ("runs", cpu.index, mm.slot))
+                if shootdown:
+                    sched.did(Mode.READ, ("root", cpu.index))
             if cpu.space == mm.serial:
                 if shootdown:
                     sched.did(Mode.ADD, ("tlb", cpu.index))

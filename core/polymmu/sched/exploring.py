@@ -408,7 +408,8 @@ class ExploringSched(SharedWords):
         task.preempt_count, task.preempt_since = self.preempt_count, self.preempt_since
         following = self._next()
         if following is task:
-            self._look(task)
+            if self.buffers is not None:
+                self._look(task)
             return
         if following is not None:
             self._transfer(following)
