@@ -221,8 +221,7 @@ class Saved:
         for first, contents in self._runs:
             pages[first : first + len(contents)] = contents
         above = table[:, high : self._free.bump]  # what was never used lies beyond
-        holds = np.logical_or.reduce(above, axis=0)
-        used = np.flatnonzero(holds)
+        used = np.flatnonzero(above.any(axis=0))
         if len(used):
             pages[high + used] = 0
             above[:] = 0
