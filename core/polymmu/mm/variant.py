@@ -13,8 +13,8 @@ __all__ = ["Variant"]
 
 
 class Variant:
-    """Made once per machine. Each class says of itself when it came (``since``) and what it gets wrong, if anything; the
-    documentation has tables of that."""
+    """Made once per machine. Each class says of itself when it came (``since``) and what it gets wrong, if anything:
+    the documentation has tables of that."""
 
     since: str
     wrong: str
