@@ -121,7 +121,9 @@ def test_a_shared_field_is_named_by_whose_it_is(tmp_path: Path) -> None:
 
 def test_a_vma_that_was_never_used_has_its_number_alone(tmp_path: Path) -> None:
     path = tmp_path / "one.yaml"
-    path.write_text("{scenario: 1, name: one, setup: [{mm: a}], cpus: {0: {mm: a, do: [{sleep: 1}]}}}")
+    path.write_text(
+        "{scenario: 1, name: one, setup: [{mm: a}], cpus: {0: {mm: a, do: [{sleep: {cycles: 1}}]}}}"
+    )
     program = Explored("x86_64", load_scenario(str(path)))
     assert (
         Namer(program.run, program.sanitizer.bench.mms).of("vm_area_struct 3.vm_truncate_count")

@@ -37,8 +37,9 @@ from polymmu.workload.scenario import ScenarioRun, Stop
 
 __all__ = ["STEPS", "Explored", "Outcome"]
 
-STEPS = 10_000
-"""After so many an execution is ended, if nobody says otherwise: a hundred times what they commonly have."""
+STEPS = 100_000
+"""After so many an execution is ended, if nobody says otherwise. Judges of progress need up to 66,000 to see that
+something goes on for ever; commonly an execution has a hundred."""
 FRAMES, OBJECTS = 32, 8
 """Frames that each CPU has in stock, and kernel objects that each slab has."""
 BUFFER = 4

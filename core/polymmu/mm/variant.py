@@ -13,7 +13,7 @@ __all__ = ["Variant"]
 
 
 class Variant:
-    """Made once per machine. Each class says of itself when it came (``since``) and what it gets wrong, if anything;
+    """Made once per machine. Each class says of itself when it came (``since``) and what it gets wrong, if anything:
     the documentation has tables of that."""
 
     since: str
