@@ -75,10 +75,12 @@ class Actor:
         return mine[a // 8 % len(mine)]
 
     def _some(self, a: int, b: int) -> range:
-        """Some pages from a picked one on, all of the window where others are beside it."""
+        """Some pages from a picked one on, all of the window where others are beside it, none of a huge page."""
         first = self._pick(a)
-        end = first + 1 + b % LONGEST
-        return range(first, end if self.alone else min(end, self.window.stop))
+        ends = [at // self.size for at in self.space.huge if at > first * self.size]
+        if not self.alone:
+            ends.append(self.window.stop)
+        return range(first, min([first + 1 + b % LONGEST, *ends]))
 
     def _mapping(self, page: int) -> range | None:
         """The one mapping that has this page, as /proc/PID/maps shows it."""
@@ -188,7 +190,7 @@ class Actor:
             self._move(first, length, new, self.window[c // 4 % (len(self.window) - new)], again=c % 8 == 7)
             return
         follows = range(first + length, first + new)
-        fits = first + length == mapping.stop and not any(n in self.pages for n in follows)
+        fits = first + length == mapping.stop and self._is_room(follows)
         if not self.alone and follows.stop > self.window.stop:
             return
         if new > length and not fits and (c % 4 == 1 or not self.alone):
@@ -197,6 +199,15 @@ class Actor:
         at = self.space.mm.mremap(first * self.size, length * self.size, new * self.size, may_move=c % 4 == 0)
         assert (at == first * self.size) == (new <= length or fits)
         self._moved(first, length, new, at // self.size)
+
+    def _is_room(self, pages: range) -> bool:
+        """Whether nothing is mapped there, and something could be."""
+        taken = [
+            *self.machine.kernel.shape.limits.holes,
+            *((at, at + self.huge_size) for at in self.space.huge),
+        ]
+        start, end = pages.start * self.size, pages.stop * self.size
+        return not any(n in self.pages for n in pages) and not any(a < end and start < b for a, b in taken)
 
     def _move(self, first: int, length: int, new: int, to: int, again: bool) -> None:
         if first < to + new and to < first + length:

@@ -7,6 +7,7 @@ nothing may be left.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -26,7 +27,7 @@ from polymmu.machine import Machine
 from tests.differential.actor import FILE_PAGES, Actor
 from tests.differential.model import Content, Known, Page, Space
 
-__all__ = ["Case", "run"]
+__all__ = ["Case", "run", "work"]
 
 WINDOW, HEAP, SLOT = 28, 8, 12
 """Pages of the window, of which the last may be heap, and of the place of each task of a batch."""
@@ -271,3 +272,33 @@ def run(case: Case, examples: int, steps: int, *, shrink: bool = True) -> None:
             phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
         ),
     )
+
+
+def work(case: Case, seed: int, steps: int) -> None:
+    """One random program without hypothesis's search: ``seed`` says it all, and steps are cheap. Nobody calls exec:
+    pieces of its stack still grow where mremap or munmap left them, of which the model knows nothing."""
+    chance, programs = random.Random(seed), type("ProgramsOn", (Programs,), {"case": case})()
+
+    def numbers() -> tuple[int, int, int]:
+        return chance.randrange(1 << 16), chance.randrange(1 << 16), chance.randrange(1 << 16)
+
+    programs.boot()
+    for _ in range(steps):
+        which, family = chance.randrange(16), len(programs.spaces)
+        if which == 0 and family < 3:
+            programs.fork()
+        elif which == 1 and family > 1:
+            programs.exit()
+        elif which < 4:
+            programs.switch(*numbers()[:2])
+        elif which < 6:
+            programs.batch(
+                [
+                    [(chance.choice(BATCH), *numbers()) for _ in range(chance.randint(3, 10))]
+                    for _ in range(chance.randint(2, TASKS))
+                ]
+            )
+        else:
+            programs.call(chance.choice(CALLS), *numbers())
+        programs.mappings_are_what_was_asked_for()
+    programs.teardown()

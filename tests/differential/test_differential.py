@@ -12,7 +12,7 @@ from __future__ import annotations
 import pytest
 
 from polymmu.machine import Machine
-from tests.differential.programs import Case, run
+from tests.differential.programs import Case, run, work
 from tests.history.conftest import history  # noqa: F401  # the generations as they are in this tree
 
 MACHINES = ("x86", "x86-pae", "x86_64", "ia64", "ppc64", "s390-31", "s390", "sparc64")
@@ -80,3 +80,5 @@ def test_a_wrong_byte_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Machine, "from_file", astray)
     with pytest.raises(AssertionError, match="and not"):
         run(Case("x86_64"), examples=5, steps=20, shrink=False)
+    with pytest.raises(AssertionError, match="and not"):
+        work(Case("x86_64"), seed=1, steps=60)

@@ -3,7 +3,8 @@
 A killer says what it found, or nothing. On the code as it is none finds anything, which a test sees to. Names are
 ``explore/SCENARIO@MACHINE+SETTING`` (the general scenarios in ``tests/explore``), ``random/...`` (the same, by random
 schedules, which also come upon what is no operation of the explorer), ``gallery/SCENARIO@MACHINE`` (the
-fixed variants of known bugs), ``timed/MACHINE#SEED`` (random correct work),
+fixed variants of known bugs), ``differential/MACHINE#SEED`` (random programs whose bytes, rights and errors a
+dictionary of pages foretells), ``timed/MACHINE#SEED`` (random correct work),
 ``run/SCENARIO@MACHINE#SEED`` (the scenarios that ship) and ``kit/GROUP@MACHINE``.
 
 Everything of polymmu is imported when a killer runs, after the mutant was put in its place.
@@ -52,6 +53,7 @@ ALARMS = {
 
 EXECUTIONS = {"explore": (8, 60), "random": (150, 150), "gallery": (50, 150)}
 """How many random executions, and how many altogether, an exploration makes."""
+PROGRAM_STEPS, PROGRAM_SEEDS = 150, (1, 2, 3, 4, 5)
 TIMED_STEPS = 60
 PATIENCE_SECONDS = 8.0
 """CPU seconds after which a killer that a mutant made endless has found just that. All take a small part of it."""
@@ -84,6 +86,8 @@ def killers_of(row: Row) -> list[str]:
     for arch in arches:
         names += [f"explore/{each}@{machine}" for machine in MACHINES[arch] for each in ALONE]
     for arch in arches:
+        names += [f"differential/{machine}#{seed}" for machine in MACHINES[arch] for seed in PROGRAM_SEEDS]
+    for arch in arches:
         plain = MACHINES[arch][0]
         names += [f"explore/{each}@{plain}" for each in SCENARIOS if each not in ALONE]
         names += [f"timed/{plain}#{seed}" for seed in (1, 2)]
@@ -111,6 +115,8 @@ def find(name: str) -> str:
             if kind in EXECUTIONS:
                 machine, *sets = machine.split("+")
                 return _explored(kind, case, machine, sets)
+            if kind == "differential":
+                return _programmed(machine, int(seed))
             if kind == "timed":
                 return _worked(machine, int(seed))
             if kind == "run":
@@ -131,6 +137,14 @@ def _explored(kind: str, scenario: str, machine: str, sets: Sequence[str]) -> st
     limits = Limits(random=random, executions=executions, seconds=3600, preemptions=-1)
     outcome = search(program, limits=limits).outcome
     return f"{outcome.invariant}: {outcome.finding}" if outcome is not None else ""
+
+
+def _programmed(machine: str, seed: int) -> str:
+    from tests.differential.programs import Case, work
+    from tests.differential.test_differential import HOW, SMALL, SWAP
+
+    work(Case(machine, (SWAP, *(SMALL if seed > 4 else ())), *HOW[seed % 4]), seed, PROGRAM_STEPS)
+    return ""
 
 
 def _worked(machine: str, seed: int) -> str:

@@ -84,7 +84,8 @@ Made by `python -m tests.mutants`; do not edit.
 Each row is a single change to the source of the core or of an architecture ([rows](../tests/mutants/rows)), made in
 memory and run in a process of its own until somebody notices: the explorer on the scenarios of
 [tests/explore/general](../tests/explore/general) and on the gallery's fixed variants (`explore`, `random`, `gallery`),
-random correct work under the referee (`timed`, `run`), the [conformance kit](conformance.md) (`kit`). All of them
+random correct work under the referee (`timed`, `run`), random programs whose contents a model foretells
+(`differential`), the [conformance kit](conformance.md) (`kit`). All of them
 together have 30 seconds of CPU time for it. The seconds are one run's, with the import of everything.
 
 What breaks hooks' answers instead is in [mutations.md](mutations.md).
