@@ -72,8 +72,8 @@ class NoBatching(LinkedGather):
 
 
 class DeviceFramesLate(LinkedGather):
-    """37: a driver's frames have no count of ptes, so who looks for their mappings finds none once the ptes are cleared,
-    though the flush is still to come."""
+    """37: a driver's frames have no count of ptes, so who looks for their mappings finds none once ptes are cleared and
+    the vma has left the file, though the flush is still to come."""
 
     since = "mended 5.19"
     wrong = "INV-TLB: a TLB leads to memory that its driver has freed"

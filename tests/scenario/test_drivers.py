@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from polymmu import Machine, SyscallError
-from polymmu.errors import UserMistake
+from polymmu.errors import SegmentationFault, UserMistake
 from tests.scenario.test_scenarios import MACHINES, doing, run
 
 DRIVER = "  - driver: {name: d, length: 4p}\n"
@@ -41,6 +41,52 @@ def test_what_a_driver_refuses_is_a_finding_unless_it_may() -> None:
 def test_a_mapping_of_more_than_the_driver_has_is_refused() -> None:
     told = run(doing("mmap: {at: 32p, length: 4p, file: d, shared: true, offset: 1p}", setup=DRIVER))
     assert told["finding"] == "cpus.0.do[0]: mmap: d has 4 pages, not 5"
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_memory_of_a_device_that_is_pulled_out_is_reached_by_nobody(name: str) -> None:
+    steps = (
+        "mmap: {at: 32p, length: 4p, file: d, shared: true}",
+        "touch: {at: 32p, length: 4p}",
+        "fork: {child: b}",
+        "remove: {driver: d}",
+        "touch: {at: 32p, length: 4p, may: segv}",
+        "touch: {mm: b, at: 32p, length: 4p, may: segv}",
+        "mmap: {at: 64p, length: 1p, file: d, shared: true, may: refused}",
+        "exit: {mm: b}",
+    )
+    told = run(doing(*steps, setup=DRIVER), name)
+    assert (told["violations"], "finding" in told) == ([], False)
+    assert told["scenario"]["refused_accesses"] == 2
+
+
+def test_where_a_device_was_pulled_out_nothing_is_mapped() -> None:
+    told = run(
+        doing("mmap: {at: 32p, length: 1p, file: d}", "remove: {driver: d}", "load: {at: 32p}", setup=DRIVER)
+    )
+    assert "the driver mapped nothing here" in told["finding"]
+
+
+def test_its_memory_is_free_at_once() -> None:
+    machine, before = a_machine()
+    mm, file = machine.new_mm(), machine.new_driver(4 * 4096, "d")
+    with machine.cpus[0] as cpu:
+        cpu.switch_mm(mm)
+        at = mm.mmap(4 * 4096, shared=True, file=file)
+        held = before - machine.kernel.free.free
+        file.remove()
+        assert before - machine.kernel.free.free == held - 4
+        file.remove()  # once more, as hot unplugging may say
+        with pytest.raises(SegmentationFault):
+            cpu.load(at, 1)
+        mm.exit()
+    file.close()
+    assert machine.kernel.free.free == before
+
+
+def test_only_a_device_can_be_pulled_out() -> None:
+    with pytest.raises(UserMistake, match=r"remove: f has no device that could be removed"):
+        run(doing("remove: {driver: f}", setup=FILE))
 
 
 def test_a_range_that_is_invalidated_is_brought_again_and_the_file_keeps_its_bytes() -> None:

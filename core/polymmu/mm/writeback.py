@@ -2,8 +2,10 @@
 
 The last moment at which a page may be called clean is when no pte lets a store through that nobody hears of. So every
 pte of it loses the write right and its dirty bit first, and every TLB with them; what was dirty there is so in the
-page. Then it is written. A store that comes later faults, and makes it dirty again. A pte that looks empty may have been
-cleared a moment ago, below a table lock that is still held while TLBs are flushed: so that lock is taken all the same.
+page. Then it is written. A store that comes later faults, and makes it dirty again.
+
+A pte that looks empty may have been cleared a moment ago, below a table lock that is held until TLBs are flushed, too:
+so that lock is waited for all the same.
 
 Ptes of nonlinear mappings are not looked at: a page that only they know to be dirty is written when they are zapped.
 """
