@@ -270,8 +270,8 @@ class File:
 
     ``mmap``: a driver's own mmap operation; it may set up the vma or raise SyscallError. ``remove``: its device is
     pulled out. ``release``: its end, called when nobody holds the file any more. ``read_page(index)`` gives a page's
-    initial bytes (None: zeroes). ``anonymous``: shared anonymous memory (shmem). ``huge_size``: size of its pages where they are huge ones (a file
-    of hugetlbfs), else 0. ``committed``: pages charged for it.
+    initial bytes (None: zeroes). ``anonymous``: shared anonymous memory (shmem). ``huge_size``: size of its pages where
+    they are huge ones (a file of hugetlbfs), else 0. ``committed``: pages charged for it.
     """
 
     name: str
