@@ -133,7 +133,22 @@ def test_a_fault_drops_the_entry_that_refused_so_that_more_rights_need_no_flush(
     assert (counts["L1D"]["flushed"], counts["L2"]["flushed"], counts["L1D"]["misses"]) == (1, 1, 2)
 
 
-def test_the_same_fault_twice_without_progress_is_an_internal_error() -> None:
+def test_a_handler_is_asked_twice_where_an_older_translation_hid_what_it_entered() -> None:
+    class MapsAtSecondSight(MapsWhatIsTouched):
+        asked = 0
+
+        def fault(self, cpu: Cpu, code: int, va: int, upcoming: Upcoming) -> None:
+            self.asked += 1
+            if self.asked == 2:
+                super().fault(cpu, code, va, upcoming)
+
+    bench = Bench(four_level())
+    bench.cpu.vectors = handler = MapsAtSecondSight(bench)
+    assert bench.cpu.load(HERE, 1) == b"\0"
+    assert handler.asked == 2
+
+
+def test_the_same_fault_three_times_without_progress_is_an_internal_error() -> None:
     class DoesNothing:
         def fault(self, cpu: Cpu, code: int, va: int, upcoming: Upcoming) -> None:
             pass

@@ -23,7 +23,14 @@ __all__ = ["ALARMS", "SCENARIOS", "Endless", "find", "killers_of"]
 
 GENERAL = ROOT / "tests" / "explore" / "general"
 SCENARIOS = tuple(sorted(path.stem for path in GENERAL.glob("*.yaml")))
-ALONE = ("table-by-table", "many-pages", "neighbours", "tsb-grows")
+ALONE = (
+    "table-by-table",
+    "many-pages",
+    "neighbours",
+    "nonlinear-and-invalidate",
+    "devices",
+    "tsb-grows",
+)
 """General scenarios of one execution."""
 SHIPPED = ("device-under-munmap", "swap-out-under-mremap")
 MACHINES = {
