@@ -193,8 +193,8 @@ class Cpu:
             return
         fault[0] = self.position = position
         code, va = fault[at.FAULT_CODE - at.STATUS], fault[at.FAULT_VA - at.STATUS] & (1 << 64) - 1
-        # Once it may come again: an older translation, whose flush is still to come, hides what the handler entered, and
-        # is dropped by a handler that finds nothing to do (Linux: flush_tlb_fix_spurious_fault).
+        # Once it may come again: an older translation, whose flush is still to come, hides what the handler entered;
+        # the handler finds nothing to do then and drops it (Linux: flush_tlb_fix_spurious_fault).
         self._repeats = self._repeats + 1 if fault == self._last_fault else 0
         if self._repeats > 1:
             raise InternalError(
