@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.mutants import table
 from tests.mutants.killers import find, killers_of
 from tests.mutants.overlay import ROOT, Row, rows
 from tests.mutants.table import Verdict, alike, judge, page, sampled
@@ -67,6 +68,21 @@ def test_pages_differ_by_what_was_found_and_not_by_seconds() -> None:
     assert alike(one, one.replace("1.2", "3.4"))
     assert not alike(one, one.replace("s390", "ia64"))
     assert "0 killed" in page([Verdict(ROW, "", "", 0.0)])
+
+
+def test_who_came_to_no_end_is_asked_about_the_source_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where kernels are compiled meanwhile, it came to no end there either, and the mutant is judged again."""
+    endless, told = (
+        Verdict(ROW, "kit/Tlb@x86", "Endless: no end", 8.0),
+        Verdict(ROW, "kit/Tlb@x86", "INV-TLB", 1.0),
+    )
+    verdicts, others = iter((endless, endless, told)), iter((True, True))
+    monkeypatch.setattr(table, "_judged", lambda row: next(verdicts))
+    monkeypatch.setattr(table, "_finds_anyway", lambda killer: next(others))
+    assert judge(ROW) is told
+    monkeypatch.setattr(table, "_judged", lambda row: endless)
+    monkeypatch.setattr(table, "_finds_anyway", lambda killer: False)
+    assert judge(ROW) is endless
 
 
 NAMED = sorted({name for row in ROWS.values() for name in row.by})
