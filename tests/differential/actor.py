@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable
 import attrs
 
 from polymmu.errors import SegmentationFault, SyscallError
+from polymmu.hardware.ram import NONZERO
 from polymmu.machine import CpuHandle, Machine
+from polymmu.structs import PG_DIRTY
 from tests.differential.model import Content, Known, Page, Space
 
 __all__ = ["Actor", "refused"]
@@ -326,7 +328,7 @@ class Actor:
     # ------------------------------------------------------------------ accesses
     def store(self, a: int, b: int, c: int) -> None:
         for n in self._some(a, b):
-            self._store(n, bytes((1 + c % 255, 1 + c // 255 % 255)))
+            self._store(n, bytes((1 + c % 255, 1 + c // 255 % 255)), whole=c % 2 == 0)
 
     def load(self, a: int, b: int, c: int) -> None:
         for n in self._some(a, b):
@@ -357,14 +359,32 @@ class Actor:
         if c % 4 or len(self.pins) > 3:
             self.space.mm.put(self.pins.pop(0))
 
-    def _store(self, n: int, data: bytes) -> None:
+    def device_stores(self, a: int, b: int, c: int) -> None:
+        """A device stores into a page that is held for it, which meanwhile was to be written out."""
+        n = self._pick(a)
+        page, kernel = self.pages.get(n), self.machine.kernel
+        if page is None or not page.may("w"):
+            return
+        pfn = self.space.mm.gup_fast(n * self.size, write=True)
+        if kernel.swap is not None:
+            self.space.mm.swap_out(n * self.size, self.size)
+        data = bytes((1 + b % 255,)) + page.shown[1:]
+        kernel.ram.write(pfn * self.size, data[:1])
+        kernel.frames.flags[pfn] |= NONZERO | PG_DIRTY
+        self.space.mm.put(pfn)
+        self.pages[n] = page.stored(data)
+        self.look(n)
+
+    def _store(self, n: int, data: bytes, whole: bool = True) -> None:
+        """Store ``data`` at both ends of page ``n``, or at its start only: its end must then be what it was."""
         page = self.pages.get(n)
         if page is None or not page.may("w"):
             self._denied("store", n * self.size)
             return
         self.cpu.store(n * self.size, data[:1])
-        if page.shared and page.content is not None and page.content.ends_inside(page.index):
-            data = data[:1] + page.shown[1:]  # what is stored behind a file's end is nobody's promise
+        # What is stored behind a file's end is nobody's promise.
+        if not whole or (page.shared and page.content is not None and page.content.ends_inside(page.index)):
+            data = data[:1] + page.shown[1:]
         else:
             self.cpu.store((n + 1) * self.size - 1, data[1:])
         self.pages[n] = page.stored(data)

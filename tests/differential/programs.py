@@ -38,7 +38,7 @@ TASKS = 4
 BATCH = (
     *["mmap", "store", "load"] * 2,
     *("munmap", "mprotect", "madvise", "mremap", "remap_file_pages", "truncate", "swap_out", "reclaim"),
-    *("gup_fast", "fork_and_look", "fetch", "nonsense"),
+    *("gup_fast", "device_stores", "fork_and_look", "fetch", "nonsense"),
 )
 """What a task of a batch does."""
 CALLS = (

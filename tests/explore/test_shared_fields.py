@@ -13,6 +13,7 @@ from sortedcontainers import SortedDict
 import polymmu
 from polymmu.exploration.fields import SharedFields
 from polymmu.exploration.search import Search
+from polymmu.mm import protect
 from polymmu.sched.exploring import ExploringSched
 from polymmu.sched.locks import RwSem, Spinlock
 from polymmu.sched.shared import owned, shared
@@ -220,3 +221,14 @@ def test_a_field_of_the_real_core_that_is_changed_without_its_lock_is_told(
     found = polymmu.explore(path, "x86_64", strategy="default").to_dict()
     assert found["violation"]["invariant"] == "INV-RACE"
     assert "without mmap_lock" in found["violation"]["message"]
+
+
+def test_a_pte_that_is_changed_without_its_lock_is_a_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads ptes below the lock is no operation, so nobody may change one without it."""
+    scenario = Path(__file__).parent / "general" / "protect-and-use.yaml"
+    assert polymmu.explore(scenario, "x86_64").verdict.verdict == "clean"
+    for name in ("pte_lock", "pte_unlock"):
+        monkeypatch.setattr(protect, name, lambda mm, ptep: None)
+    found = polymmu.explore(scenario, "x86_64").to_dict()["violation"]
+    assert found["invariant"] == "INV-RACE"
+    assert "a pte of mm 1 is changed without its pte_lock" in found["message"]

@@ -58,7 +58,7 @@ ALARMS = {
 }
 """What is told of on the code as it is: nobody is asked there."""
 
-EXECUTIONS = {"explore": (8, 60), "random": (150, 150), "gallery": (50, 150)}
+EXECUTIONS = {"explore": (8, 60), "random": (150, 150), "gallery": (150, 150)}
 """How many random executions, and how many altogether, an exploration makes."""
 PROGRAM_STEPS, PROGRAM_SEEDS = 150, (1, 2, 3, 4, 5)
 TIMED_STEPS = 60
@@ -139,7 +139,11 @@ def _explored(kind: str, scenario: str, machine: str, sets: Sequence[str]) -> st
     from polymmu.exploration.scenario import Explored
 
     folder = GENERAL if kind != "gallery" else ROOT / "configs" / "polymmu_scenarios"
-    program = Explored(machine, load_scenario(str(folder / f"{scenario}.yaml")), sets=sets)
+    file = load_scenario(str(folder / f"{scenario}.yaml"))
+    arch = next(name for name, machines in MACHINES.items() if machine in machines)
+    if file.scenario.arches and arch not in file.scenario.arches:
+        return ""
+    program = Explored(machine, file, sets=sets)
     random, executions = EXECUTIONS[kind]
     limits = Limits(random=random, executions=executions, seconds=3600, preemptions=-1)
     outcome = search(program, limits=limits).outcome

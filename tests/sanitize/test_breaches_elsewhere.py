@@ -134,6 +134,31 @@ def test_inv_rmap_an_anonymous_page_without_an_anon_vma(monkeypatch: pytest.Monk
     assert f"an anonymous page, and its vma has no anon_vma: {at:#x}" in violation.second.what
 
 
+def test_inv_rmap_a_family_that_lists_a_vma_which_is_gone() -> None:
+    made = machine()
+    mm, cpu = running(made)
+    at = mm.mmap(made.page_size)
+    cpu.store(at, b"x")
+    gone = mm.struct.vmas[at]
+    family = mm.fork().struct.vmas[at].anon_vma
+    assert family is not None
+    mm.munmap(at, made.page_size)
+    family.root.vmas[gone.slot] = gone
+    assert "lists a vma that is not of its family" in only(made).second.what
+    del family.root.vmas[gone.slot]
+
+
+def test_inv_rmap_a_family_that_is_free_and_has_vmas() -> None:
+    made = machine()
+    mm, cpu = running(made)
+    at = mm.mmap(made.page_size)
+    cpu.store(at, b"x")
+    anon = mm.struct.vmas[at].anon_vma
+    assert anon is not None
+    anon.references -= 1
+    assert "the anon_vma of the vma at" in only(made).second.what
+
+
 # ------------------------------------------------------------------ huge pages
 def huge_file(made: Machine) -> tuple[FileHandle, Mm, int]:
     """A file of two huge pages, mapped shared, both stored to."""

@@ -109,6 +109,7 @@ class Explored:
             kernel,
             self.sched,
             self.machine.vectors.programs,
+            race=self._race,
             speculate=speculate,
             shootdown=file.scenario.shootdown,
         )

@@ -4,8 +4,8 @@ Nothing of this is in the mm core. It reads table entries through ``Ram`` and ch
 and both are values that were plugged in: here they are replaced by ones that first ask the driver.
 
 What is read below a spinlock is no point of its own: whoever could change it meanwhile has to wait for the lock, and
-the lock's own operation stands for it. What is *written* below one is, for hardware and walkers without locks read at
-any time.
+the lock's own operation stands for it; so whoever changes a pte without its table's lock is a race. What is *written*
+below one is a point, for hardware and walkers without locks read at any time.
 
 Hardware may fetch a translation at any moment. The worst moment is just before the kernel takes the entry away, so
 with ``speculate`` every CPU that has the tables loaded does that then: whoever frees a page before all have
@@ -134,10 +134,12 @@ def watch(
     sched: ExploringSched,
     programs: Sequence[UserCode],
     *,
+    race: Callable[[str], None],
     speculate: bool,
     shootdown: bool,
 ) -> None:
-    """Make the shared words of ``kernel``, which no task has run on yet, visible to ``sched``."""
+    """Make the shared words of ``kernel``, which no task has run on yet, visible to ``sched``. ``race`` is told of a
+    pte that is changed without its lock."""
     kernel.ram.__class__ = WatchedRam
     ram = cast(WatchedRam, kernel.ram)
     ram.sched, ram.page_shift = sched, kernel.frames.page_shift
@@ -151,24 +153,32 @@ def watch(
         watched.sched, watched.shootdown = sched, shootdown
     ops = kernel.ops
     plain = {name: getattr(ops, name) for name in HOOKS}
-    kernel.ops = cast(ArchOps, Resolved(plain | _visible(kernel, sched, ops, speculate, shootdown)))
+    kernel.ops = cast(ArchOps, Resolved(plain | _visible(kernel, sched, ops, race, speculate, shootdown)))
 
 
 def _visible(
-    kernel: ArchKernel, sched: ExploringSched, ops: ArchOps, speculate: bool, shootdown: bool
+    kernel: ArchKernel,
+    sched: ExploringSched,
+    ops: ArchOps,
+    race: Callable[[str], None],
+    speculate: bool,
+    shootdown: bool,
 ) -> dict[str, Callable[..., Any]]:
     """The hooks that change entries, or keep others from doing so, as operations."""
     width = kernel.shape.layout.entry_bytes[-1]
     shift = kernel.shape.layout.page_shift
 
-    def about_to_write(ptep: int, n: int) -> None:
+    def about_to_write(mm: mm_struct, ptep: int, n: int) -> None:
+        lock = kernel.variants.page_table_lock.lock_of(mm, ptep & mm.layout.pte_table_mask)
+        if sched.runs_tasks and not (lock.held and lock.owner is sched.context):
+            race(f"a pte of mm {mm.serial} is changed without its {lock.name}")
         sched.point("write", ptep)
         for index in range(1, n):
             sched.did(Mode.WRITE, ptep + index * width)
 
     def about_to_take(mm: mm_struct, addr: int, ptep: int, n: int) -> None:
         sched.atomic()
-        about_to_write(ptep, n)
+        about_to_write(mm, ptep, n)
         hardware_fetches(mm, addr, n)
 
     def hardware_fetches(mm: mm_struct, addr: int, n: int) -> None:
@@ -194,7 +204,7 @@ def _visible(
             for n in range(len(values)):  # each is a store of its own
                 set_pte(mm, addr + (n << shift), ptep + n * width, values[n : n + 1])
             return
-        about_to_write(ptep, len(values))
+        about_to_write(mm, ptep, len(values))
         ops.set_pte(mm, addr, ptep, values)
 
     def ptep_get_and_clear(mm: mm_struct, addr: int, ptep: int, n: int, tlb: Any) -> Any:
@@ -210,7 +220,7 @@ def _visible(
         ops.set_wrprotect(mm, addr, ptep, n)
 
     def set_access_flags(vma: vm_area_struct, addr: int, ptep: int, value: int) -> bool:
-        about_to_write(ptep, 1)
+        about_to_write(vma.vm_mm, ptep, 1)
         return ops.set_access_flags(vma, addr, ptep, value)
 
     def huge_ptep_get_and_clear(mm: mm_struct, addr: int, ptep: int, size: int) -> int:

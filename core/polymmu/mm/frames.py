@@ -178,7 +178,10 @@ def free_run(kernel: AnyKernel, pfns: Pfns) -> None:
 
 def get_page(kernel: AnyKernel, pfn: int) -> None:
     """One more holder of a frame that the caller knows to be held."""
-    kernel.frames.refcount[pfn] += 1
+    refcount = kernel.frames.refcount
+    held = refcount[pfn]
+    assert held > 0, f"frame {pfn} is free, and somebody takes hold of it"
+    refcount[pfn] = held + 1
 
 
 def put_page(kernel: AnyKernel, pfn: int) -> None:

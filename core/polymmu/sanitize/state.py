@@ -24,7 +24,7 @@ from polymmu.mm.tables import entries_in, format_of, read_pte, read_ptes, table_
 from polymmu.mm.vma import VM_RIGHTS, linear_index, vma_pages
 from polymmu.sanitize.cached_kernels import dirty_frames
 from polymmu.sanitize.judge import Bench, Judge
-from polymmu.sanitize.rmap import is_in_its_file, not_found
+from polymmu.sanitize.rmap import is_in_its_file, not_found, wrong_families
 from polymmu.sanitize.swapped import check_swap
 from polymmu.sanitize.violation import Happened
 from polymmu.structs import (
@@ -151,6 +151,8 @@ class State(Judge):
                     f"mm {mm.serial} counts {mm.anon_rss} anonymous and {mm.file_rss} file pages, "
                     f"its tables map {anon} and {files}",
                 )
+        for what in wrong_families(self._running()):
+            self._tell("INV-RMAP", what)
         self._counts(_joined(found), _joined(private))
         self._committed()
         check_swap(self.kernel, self._running(), self._tell)
