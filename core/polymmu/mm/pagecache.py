@@ -151,17 +151,22 @@ def is_cached_at(mapping: address_space, index: int, pfn: int) -> bool:
 
 
 def remove_from_page_cache(kernel: AnyKernel, mapping: address_space, index: int) -> None:
-    """Take one page out and drop the cache's reference. No pte may map it any more (INV-TRUNC)."""
-    _take_out(kernel, mapping, index, mapping.pages[index])
+    """Take one page out and drop the cache's reference, unless reclaim was quicker. No pte may map it any more
+    (INV-TRUNC)."""
+    pfn = mapping.pages.get(index)
+    if pfn is not None:
+        _take_out(kernel, mapping, index, pfn)
 
 
-def remove_mapping(kernel: AnyKernel, mapping: address_space, index: int) -> bool:
-    """The same for reclaim, which holds the page, too: False if somebody else has taken hold of it, or stored to it.
+def remove_mapping(kernel: AnyKernel, mapping: address_space, index: int, pfn: int) -> bool:
+    """The same for reclaim, which holds the page ``pfn``, too: False if somebody else has taken hold of it, stored to
+    it, or cut it off.
 
     That is asked where the page is looked up to be taken out: who comes later does not find it any more.
     """
-    pfn: int = mapping.pages[index]
     frames = kernel.frames
+    if not is_cached_at(mapping, index, pfn):
+        return False
     if frames.refcount[pfn] != 2 or frames.mapcount[pfn] or frames.flags[pfn] & PG_DIRTY:
         return False
     _take_out(kernel, mapping, index, pfn)

@@ -126,7 +126,7 @@ def _pageout(kernel: ArchKernel, pfn: int) -> bool:
         delete_from_swap_cache(kernel, pfn)
     elif gone:
         mapping = kernel.mappings.objects[kernel.frames.mapping[pfn] - 1]
-        gone = remove_mapping(kernel, mapping, kernel.frames.index[pfn])
+        gone = remove_mapping(kernel, mapping, kernel.frames.index[pfn], pfn)
     else:
         try_to_free_swap(kernel, pfn)
     unlock_page(kernel, pfn)

@@ -147,10 +147,13 @@ def free_swap_in(mm: mm_struct, values: EntryRun) -> None:
         _swap_free(area, slot)
         mm.swapents -= 1
         pfn = area.cache.get(slot)
-        if pfn is not None and area.swap_map[slot] == 1 and trylock_page(kernel, pfn):
-            get_page(kernel, pfn)
-            try_to_free_swap(kernel, pfn)
-            unlock_page(kernel, pfn)
+        if pfn is not None and area.swap_map[slot] == 1:
+            get_page(
+                kernel, pfn
+            )  # before its lock is had it may leave the cache, which then holds it no more
+            if trylock_page(kernel, pfn):
+                try_to_free_swap(kernel, pfn)
+                unlock_page(kernel, pfn)
             put_page(kernel, pfn)
 
 
