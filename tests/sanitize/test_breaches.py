@@ -134,7 +134,7 @@ def test_inv_walk_a_table_freed_while_another_cpu_could_walk_through_it_without_
 
 def test_inv_walk_an_entry_that_leads_out_of_memory() -> None:
     made = machine(cpus=1)
-    mm, cpu, at = running(made)
+    mm, _, at = running(made)
     made.kernel.ops.populate(mm.struct, 2, at, find_entry(mm.struct, at, -2), 1 << 40)
     assert only(made).invariant == "INV-WALK"
     assert only(made).second.what == "mm 1 links table 0x10000000000, where no memory is"
