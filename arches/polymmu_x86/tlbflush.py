@@ -115,7 +115,7 @@ class Generations(Shootdown):
     def switch_mm(self, cpu: Cpu, prev: mm_struct | None, following: mm_struct) -> None:
         """The mask first, then the generation: a flush that does not find us in the mask is one we see here.
 
-        A load of CR3 that drops what its PCID holds is one step: no walk may begin with that in between.
+        Nothing stands between the load of CR3 and the flush, for that is one instruction.
         """
         state, context = self.cpus[cpu.index], following.context
         was_lazy, state.is_lazy = state.is_lazy, False
@@ -133,11 +133,9 @@ class Generations(Shootdown):
         if stale:
             state.tlb_gen[slot] = context.tlb_gen
         if self.section.pcid:
-            if stale:
-                cpu.invalidate(asid=slot + 1)
             cpu.load_root(following.pgd, asid=slot + 1, space=following.serial)
-        else:
-            self.load_cr3(cpu, following)
+        if stale:
+            self.forget_all(cpu, following)
         state.loaded = following
         if left is not None:  # after CR3 has gone over (2.6.38): out of the mask it would miss a flush
             self.kernel.sched.atomic()

@@ -44,9 +44,9 @@ class FlushWatcher:
 
     def before_invalidate(self, cpu: Cpu, asid: int | None, start: int | None, end: int | None) -> None:
         """See ``Watcher``. What is done to another CPU is seen there, and any flush empties a store buffer: a run of
-        such flushes is one operation."""
+        such flushes is one operation, and what comes with the load of a root is a part of that."""
         sched = self.sched
-        seen = cpu is not sched.cpu or sched.buffers is not None
+        seen = cpu is not sched.cpu or (sched.buffers is not None and not sched.is_at("load_root", cpu))
         if sched.runs_tasks and seen and not sched.is_at("flush", (start, end)):
             sched.point("flush", (start, end))
         sched.did(Mode.WRITE, ("tlb", cpu.index))
