@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--steps",
         type=int,
-        default=10_000,
+        default=100_000,
         metavar="N",
         help="end an execution after so many (then: bounded)",
     )
