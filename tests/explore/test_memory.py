@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+import weakref
 
 import pytest
 
@@ -34,3 +35,13 @@ def test_a_thousand_executions_more_take_no_more_memory(strategy: str) -> None:
     finally:
         tracemalloc.stop()
     assert held[MANY] - held[WARM] < 64 * KIB
+
+
+def test_nothing_is_kept_of_a_machine_that_nobody_explores_any_more() -> None:
+    """Its tasks' stacks wait for the next execution, and must not be what keeps it."""
+    program = Explored("s390", load_scenario("gup-fast-against-munmap"))
+    assert search(program, "pct", limits=Limits(random=5)).executions
+    driver = weakref.ref(program.sched)
+    del program
+    gc.collect()
+    assert driver() is None

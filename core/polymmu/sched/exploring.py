@@ -121,6 +121,18 @@ def _lasting(what: Any) -> Hashable:
     return what if key is None else key
 
 
+def _work() -> None:
+    """What a greenlet runs: one task after another, for as long as anybody may give it one. Between two it holds on to
+    nothing, for what a greenlet's stack holds the garbage collector never finds."""
+    while True:
+        me: Any = getcurrent()
+        (sched, task), me.work, hub = me.work, None, me.parent
+        del me
+        sched.live(task)
+        del sched, task
+        hub.switch()
+
+
 class ExploringSched(SharedWords):
     """See the top of the module. Use: ``spawn`` tasks, then ``run(picker)``. ``budgets``: how often, in one execution,
     each kind of choice may come out other than 0."""
@@ -154,6 +166,8 @@ class ExploringSched(SharedWords):
         self._known = 0
         self.tells = False
         """Whether anybody hears what the operation in progress does: not of one that comes again."""
+        self._following: Task | None = None
+        """Who goes on when a task has ended."""
         self._failure: BaseException | None = None
         self._dying = False
         self._atomic = False
@@ -233,9 +247,10 @@ class ExploringSched(SharedWords):
         try:
             self._announce()
             self._occupy()
-            first = self._next()
-            if first is not None:
-                self._transfer(first)
+            following = self._next()
+            while following is not None:
+                self._transfer(following)
+                following, self._following = self._following, None
         finally:
             self.watches = True
             self._tear_down()
@@ -278,39 +293,36 @@ class ExploringSched(SharedWords):
         if self.buffers is not None:
             self.buffers.forget()
 
-    def _life(self, task: Task) -> None:
-        """What a greenlet runs: one task after another."""
-        while True:
-            try:
-                self._stepping = task.kind != "begin" or not self._is_there(task)
-                self._enter(task)
-                task.body()
-                if task.in_context and self.went_idle is not None and not self._crowded[task.cpu]:
-                    self.went_idle(self.cpu)
-                if self.preempt_count:
-                    raise AssertionError(f"task {task.name} ends with preemption off")  # noqa: TRY301
-                self._finish(task)
-            except Abort:
-                pass
-            except BaseException as failure:
-                if not self._dying:
-                    self._failure = failure
-                    try:
-                        self._finish(task)
-                    except KeyboardInterrupt as pressed:
-                        self._failure = pressed
-                    except Exception:  # a picker may complain of the unwinding, too
-                        pass
-            me, task.glet = task.glet, None
-            assert me is not None and self._hub is not None
-            self._pool.append(me)
-            if self._on_cpu[task.cpu] is task:
-                self._on_cpu[task.cpu] = None
-            following = None
+    def live(self, task: Task) -> None:
+        """All of ``task``, on its own stack."""
+        try:
+            self._stepping = task.kind != "begin" or not self._is_there(task)
+            self._enter(task)
+            task.body()
+            if task.in_context and self.went_idle is not None and not self._crowded[task.cpu]:
+                self.went_idle(self.cpu)
+            if self.preempt_count:
+                raise AssertionError(f"task {task.name} ends with preemption off")  # noqa: TRY301
+            self._finish(task)
+        except Abort:
+            pass
+        except BaseException as failure:
             if not self._dying:
-                self._tasks.remove(task)
-                following = self._next()
-            task = self._transfer(following) if following is not None else self._hub.switch()
+                self._failure = failure
+                try:
+                    self._finish(task)
+                except KeyboardInterrupt as pressed:
+                    self._failure = pressed
+                except Exception:  # a picker may complain of the unwinding, too
+                    pass
+        me, task.glet = task.glet, None
+        assert me is not None
+        self._pool.append(me)
+        if self._on_cpu[task.cpu] is task:
+            self._on_cpu[task.cpu] = None
+        if not self._dying:
+            self._tasks.remove(task)
+            self._following = self._next()
 
     def _is_there(self, task: Task) -> bool:
         """Whether ``task`` can begin without anybody noticing."""
@@ -465,16 +477,16 @@ class ExploringSched(SharedWords):
             self._failure = Diverged(f"step {self._known}: task {step.chosen} does not do '{step.kind}' now")
         return found
 
-    def _transfer(self, task: Task) -> Any:
+    def _transfer(self, task: Task) -> None:
         """Go on as ``task``; returns when somebody comes back to the caller."""
         self.switches += 1
         self._load(task)
         if task.glet is None:
             if task in self._unbegun:
                 self._unbegun.remove(task)
-            task.glet = self._pool.pop() if self._pool else greenlet(self._life, parent=self._hub)
-            return task.glet.switch(task)
-        return task.glet.switch()
+            task.glet = self._pool.pop() if self._pool else greenlet(_work, parent=self._hub)
+            task.glet.work = self, task
+        task.glet.switch()
 
     def _load(self, task: Task) -> None:
         self.context, self.cpu = task, self.cpus[task.cpu]
