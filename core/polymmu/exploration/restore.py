@@ -11,7 +11,6 @@ What is never looked into: functions, modules, types, and frozen values, which c
 
 from __future__ import annotations
 
-import functools
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -49,11 +48,15 @@ _ATOMS = (
 )
 
 
+Setter = Callable[[Sequence[tuple[Any, tuple[Any, ...]]]], None]
+
+
 class Copies:
     """Things with what was in them, by the way in which they are put back."""
 
     def __init__(self) -> None:
         self.fields: dict[tuple[type, tuple[str, ...]], list[tuple[Any, tuple[Any, ...]]]] = defaultdict(list)
+        self._setters: dict[tuple[type, tuple[str, ...]], Setter] = {}
         self.own: list[tuple[dict[str, Any], dict[str, Any]]] = []
         """The dicts of objects without slots."""
         self.arrays: list[tuple[Any, NDArray[Any] | bytes]] = []
@@ -65,8 +68,11 @@ class Copies:
 
     def put_back(self) -> None:
         """Everything as it was."""
-        for (kind, names), things in self.fields.items():
-            _setter(kind, names)(things)
+        for key, things in self.fields.items():
+            setter = self._setters.get(key)
+            if setter is None:
+                setter = self._setters[key] = _setter(key[1])
+            setter(things)
         for own, fields in self.own:
             own.update(fields)
             if len(own) != len(fields):
@@ -91,14 +97,13 @@ class Copies:
             generator.setstate(state)
 
 
-@functools.cache
-def _setter(kind: type, names: tuple[str, ...]) -> Callable[[Sequence[tuple[Any, tuple[Any, ...]]]], None]:
+def _setter(names: tuple[str, ...]) -> Setter:
     """Sets fields of many objects of one kind: as code made for these names it takes a quarter of what ``setattr`` in
-    a loop does, and an execution sets a thousand."""
+    a loop does, and an execution sets a thousand. Each kind has code of its own, which the interpreter fits to it."""
     fields = "".join(f"thing.{name}, " for name in names) or "()"
     scope: dict[str, Any] = {}
     exec(f"def put_back(things):\n    for thing, values in things:\n        {fields} = values\n", scope)
-    setter: Callable[[Sequence[tuple[Any, tuple[Any, ...]]]], None] = scope["put_back"]
+    setter: Setter = scope["put_back"]
     return setter
 
 
