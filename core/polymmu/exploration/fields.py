@@ -180,10 +180,11 @@ def _property(fields: SharedFields, kind: type, name: str, field: str, rule: Rul
     raw: Callable[[object], Any] = member.__get__
     put_raw: Callable[[object, Any], None] = member.__set__
     sched, guard, strict, parts = fields.sched, rule.guard, rule.strict, rule.reads == "parts"
+    # No access is an operation, and of one that comes again nobody wants to hear.
     at_once = strict or rule.reads != "operations"
 
     def get(thing: object) -> Any:
-        if sched.watches:
+        if sched.watches and (sched.tells or not at_once):
             guards = () if guard is None else fields.guards_of(guard, thing)
             for lock in guards:
                 if fields.holds(lock, to_write=False):
@@ -197,10 +198,10 @@ def _property(fields: SharedFields, kind: type, name: str, field: str, rule: Rul
         return raw(thing)
 
     def put(thing: object, value: object) -> None:
-        if not sched.watches:
+        if not sched.watches or (at_once and not sched.tells):
             put_raw(thing, value)
             return
-        guards = () if guard is None else fields.guards_of(guard, thing)
+        guards = () if guard is None or not sched.tells else fields.guards_of(guard, thing)
         fields.check_change(guards, name)
         if at_once:
             if parts:

@@ -171,9 +171,10 @@ def _visible(
     shift = kernel.shape.layout.page_shift
 
     def about_to_write(mm: mm_struct, ptep: int, n: int) -> None:
-        lock = kernel.variants.page_table_lock.lock_of(mm, ptep & mm.layout.pte_table_mask)
-        if sched.runs_tasks and not (lock.held and lock.owner is sched.context):
-            race(ptep, f"is changed without its {lock.name}")
+        if sched.tells:
+            lock = kernel.variants.page_table_lock.lock_of(mm, ptep & mm.layout.pte_table_mask)
+            if not (lock.held and lock.owner is sched.context):
+                race(ptep, f"is changed without its {lock.name}")
         sched.point("write", ptep)
         for index in range(1, n):
             sched.did(Mode.WRITE, ptep + index * width)
