@@ -49,6 +49,12 @@ class Abort(BaseException):
     """Takes a task that will not go on out of whatever it is in."""
 
 
+class Stack(greenlet):  # type: ignore[misc]  # of which mypy knows nothing
+    """What a task runs on. ``work``: whose task it is to begin, and which."""
+
+    work: tuple[ExploringSched, Task] | None = None
+
+
 @attrs.define(eq=False)
 class Task:
     """A thread of work, a handler or a callback. ``key`` says who made it; ``number`` is short for that."""
@@ -74,7 +80,7 @@ class Task:
     """Whether it is a plain store, for which there must be room."""
     place: str = ""
     """Where in the code its operation is, if anybody wants to know."""
-    glet: greenlet | None = None
+    glet: Stack | None = None
 
 
 @attrs.define(eq=False)
@@ -158,7 +164,7 @@ class ExploringSched(SharedWords):
         self._on_cpu: list[Task | None] = [None] * len(self.cpus)
         self._crowded = [False] * len(self.cpus)
         """Which CPUs have several tasks."""
-        self._pool: list[greenlet] = []
+        self._pool: list[Stack] = []
         self._hub: greenlet | None = None
         self._picker: Picker | None = None
         self._again: Sequence[Known] = ()
@@ -484,7 +490,7 @@ class ExploringSched(SharedWords):
         if task.glet is None:
             if task in self._unbegun:
                 self._unbegun.remove(task)
-            task.glet = self._pool.pop() if self._pool else greenlet(_work, parent=self._hub)
+            task.glet = self._pool.pop() if self._pool else Stack(_work, parent=self._hub)
             task.glet.work = self, task
         task.glet.switch()
 
