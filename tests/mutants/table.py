@@ -21,6 +21,8 @@ __all__ = ["PAGE", "Verdict", "alike", "judge", "page", "report", "sampled"]
 PAGE = ROOT / "docs" / "mutants.md"
 CPU_SECONDS = 30
 """Within so much CPU time a mutant must be killed."""
+COMPILING = Endless.__name__, "RuntimeError: no compiled object"
+"""What a killer also finds whose patience ends while kernels are compiled."""
 
 
 @attrs.frozen
@@ -46,7 +48,7 @@ def judge(row: Row) -> Verdict:
     """
     while True:
         verdict = _judged(row)
-        if not verdict.found.startswith(Endless.__name__) or not _finds_anyway(verdict.killer):
+        if not verdict.found.startswith(COMPILING) or not _finds_anyway(verdict.killer):
             return verdict
 
 
