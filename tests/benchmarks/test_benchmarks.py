@@ -29,6 +29,7 @@ def test_every_row_of_replay_has_a_figure_and_targets_only_where_there_is_a_rati
     assert {str(row.target) for row in rows if row.target is not None} == {">= 0.1x", ">= 0.05x", ">= 0.5x"}
 
 
+@pytest.mark.slow
 def test_every_first_touch_of_the_fault_benchmark_is_a_fault() -> None:
     # ``touching`` itself refuses a run whose number of minor faults is not the number of pages.
     rows = faults(Lab(scale=TINY, rounds=1))
@@ -51,6 +52,7 @@ def test_the_time_of_an_execution_is_in_parts_that_add_up_to_all_of_it() -> None
     assert all(row.figure is not None and row.figure > 0 and row.ratio is not None for row in rows[:2])
 
 
+@pytest.mark.slow
 def test_the_sanitizer_has_a_ratio_for_each_workload() -> None:
     rows = sanitizer(Lab(scale=TINY, rounds=1))
     assert len(rows) == 5

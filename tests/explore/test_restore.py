@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sortedcontainers import SortedDict
 
 from polymmu.description.load_scenario import load_scenario
@@ -73,6 +74,7 @@ def test_a_value_that_was_replaced_by_an_equal_one_is_the_old_one_again(tmp_path
     assert list(ordered) == [1]
 
 
+@pytest.mark.slow
 def test_a_lock_made_anew_in_each_execution_is_the_same_lock_to_the_search(tmp_path: Path) -> None:
     """Both CPUs find no page table, make one, and take its lock. Were that another lock each time, a task that sleeps
     since an earlier execution would not be woken by it: two ways to search must come to the same number of orders."""

@@ -135,6 +135,7 @@ def test_the_version_that_followed_four_days_later_is_clean_in_every_interleavin
     assert (found["verdict"], found["complete"]) == ("clean", True)
 
 
+@pytest.mark.slow
 def test_a_loop_that_would_never_end_is_found_by_fair_schedules(tmp_path: Path) -> None:
     """Corpus 2: without a mark for vmas that are done, a truncation that is asked to stop begins anew for ever."""
     text = Path(installed.scenario_files()[RESTART].path).read_text()
