@@ -44,7 +44,19 @@ def shows(file: ScenarioFile, arch: str) -> None:
     assert told["violation"]["invariant"] in allowed
 
 
-@pytest.mark.parametrize("file", GALLERY, ids=name_of)
+LARGE = (
+    "002-no-mark-for-done",
+    "003-no-restart-inside",
+    "009-two-calls-at-once",
+    "009b-calls-that-undo-each-other",
+)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(file, marks=pytest.mark.slow) if file.scenario.name in LARGE else file for file in GALLERY],
+    ids=name_of,
+)
 def test_what_was_wrong_is_found(file: ScenarioFile) -> None:
     shows(file, (file.scenario.arches or ("x86_64",))[-1])
 
