@@ -416,14 +416,16 @@ class mm_struct:
     pgd: int = 0
     layout: RadixLayout = None  # type: ignore[assignment]  # set by mm_alloc
     vmas: SortedDict = attrs.field(factory=SortedDict)
-    mmap: vm_area_struct | None = attrs.field(default=None, metadata=shared(guard=_mmap_lock_of, strict=True))
+    mmap: vm_area_struct | None = attrs.field(
+        default=None, metadata=shared(guard=_mmap_lock_of, reads="guarded")
+    )
     mmap_cache: vm_area_struct | None = None
-    map_count: int = attrs.field(default=0, metadata=shared(guard=_mmap_lock_of, strict=True))
+    map_count: int = attrs.field(default=0, metadata=shared(guard=_mmap_lock_of, reads="guarded"))
     task_size: int = 0
     mmap_base: int = 0
     free_area_cache: int = 0
     cached_hole_size: int = 0
-    total_vm: int = attrs.field(default=0, metadata=shared(guard=_mmap_lock_of, strict=True))
+    total_vm: int = attrs.field(default=0, metadata=shared(guard=_mmap_lock_of, reads="guarded"))
     anon_rss: int = 0
     file_rss: int = 0
     swapents: int = 0

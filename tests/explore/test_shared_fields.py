@@ -44,7 +44,7 @@ class Thing:
     free: int = attrs.field(default=0, metadata=shared())
     mask: int = attrs.field(default=0, metadata=shared(shootdown=True))
     guarded: int = attrs.field(default=0, metadata=shared(guard=lambda thing: thing.lock))
-    strict: int = attrs.field(default=0, metadata=shared(guard=lambda thing: thing.sem, strict=True))
+    strict: int = attrs.field(default=0, metadata=shared(guard=lambda thing: thing.sem, reads="guarded"))
     both: int = attrs.field(
         default=0, metadata=shared(guard=lambda thing: (thing.sem, thing.lock), reads="unseen")
     )

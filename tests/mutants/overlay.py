@@ -27,7 +27,7 @@ COMPILES = ("@step", "@kernel", "njit")
 @attrs.frozen(kw_only=True)
 class Row:
     """One change. ``old`` stands in ``file`` exactly once; ``breaks``: what goes wrong then; ``by``: the killers to
-    try first; ``survives``: why none can tell, if none can."""
+    try first."""
 
     name: str
     file: str
@@ -35,7 +35,6 @@ class Row:
     new: str
     breaks: str
     by: tuple[str, ...] = ()
-    survives: str = ""
 
     @property
     def module(self) -> str:

@@ -15,7 +15,6 @@ from tests.mutants.table import Verdict, alike, judge, page, sampled
 ROWS = rows()
 ROW = next(iter(ROWS.values()))
 LEAST = 90
-SHARE = 0.95
 
 
 def test_every_row_still_applies() -> None:
@@ -100,10 +99,8 @@ def test_a_sample_of_the_mutants_is_killed(row: Row) -> None:
 
 
 @pytest.mark.long
-def test_nearly_all_mutants_are_killed_and_what_is_left_is_explained() -> None:
-    verdicts = [judge(row) for row in ROWS.values()]
-    assert [verdict.row.name for verdict in verdicts if verdict.is_hole] == []
-    assert sum(bool(verdict.killer) for verdict in verdicts) >= SHARE * len(verdicts)
+def test_all_mutants_are_killed() -> None:
+    assert [row.name for row in ROWS.values() if not judge(row).killer] == []
 
 
 @pytest.mark.long

@@ -164,11 +164,11 @@ def _passed_over(fields: SharedFields, kind: type, field: str) -> property:
     raw, put_raw, sched = member.__get__, member.__set__, fields.sched
 
     def get(thing: object) -> Any:
-        sched._next_is_atomic = False
+        sched.next_is_atomic = False
         return raw(thing)
 
     def put(thing: object, value: object) -> None:
-        sched._next_is_atomic = False
+        sched.next_is_atomic = False
         put_raw(thing, value)
 
     return property(get, put)
@@ -179,9 +179,9 @@ def _property(fields: SharedFields, kind: type, name: str, field: str, rule: Rul
     member = getattr(kind, field)
     raw: Callable[[object], Any] = member.__get__
     put_raw: Callable[[object, Any], None] = member.__set__
-    sched, guard, strict, parts = fields.sched, rule.guard, rule.strict, rule.reads == "parts"
+    sched, guard, parts = fields.sched, rule.guard, rule.reads == "parts"
     # No access is an operation, and of one that comes again nobody wants to hear.
-    at_once = strict or rule.reads != "operations"
+    at_once = rule.reads != "operations"
 
     def get(thing: object) -> Any:
         if sched.watches and (sched.tells or not at_once):
@@ -191,7 +191,7 @@ def _property(fields: SharedFields, kind: type, name: str, field: str, rule: Rul
                     return raw(thing)
             if parts:
                 sched.did(Mode.READ, name)
-            elif not strict:
+            elif not at_once:
                 sched.read(name)
             elif guards:
                 fields.race(name, f"is read without {guards[0].name}")

@@ -148,9 +148,8 @@ def free_swap_in(mm: mm_struct, values: EntryRun) -> None:
         mm.swapents -= 1
         pfn = area.cache.get(slot)
         if pfn is not None and area.swap_map[slot] == 1:
-            get_page(
-                kernel, pfn
-            )  # before its lock is had it may leave the cache, which then holds it no more
+            # Before its lock is had it may leave the cache, which then holds it no more.
+            get_page(kernel, pfn)
             if trylock_page(kernel, pfn):
                 try_to_free_swap(kernel, pfn)
                 unlock_page(kernel, pfn)

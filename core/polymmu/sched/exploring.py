@@ -356,7 +356,7 @@ class ExploringSched(SharedWords):
             if self.tells_places:
                 task.place = place_here(self)
             self._park(task)
-        self._next_is_atomic, self._half = False, None
+        self.next_is_atomic, self._half = False, None
         self._stepping = True
         self._note(kind, what)
 
@@ -496,7 +496,7 @@ class ExploringSched(SharedWords):
 
     def _load(self, task: Task) -> None:
         self.context, self.cpu = task, self.cpus[task.cpu]
-        self._next_is_atomic, self._half = False, None
+        self.next_is_atomic, self._half = False, None
         self.preempt_count, self.preempt_since = task.preempt_count, task.preempt_since
         self._look(task)
 

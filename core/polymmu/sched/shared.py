@@ -11,7 +11,8 @@ nothing.
   it is none, for nobody can change it then;
 * ``shootdown``: one of the words by which CPUs agree on who flushes what. They make many interleavings and matter to
   few questions, so accesses are operations only where that is asked for;
-* ``strict``: who only reads it must have the guard, too. Then no access is an operation, and one without is a race;
+* ``reads="guarded"``: who only reads it must have the guard, too. Then no access is an operation, and one without is a
+  race;
 * ``reads="parts"``: an access without the guard belongs to the operation in progress, whose order with others it
   makes matter, and so does every change;
 * ``reads="unseen"``: reading it is not looked at, for it is read all the time. Changing it without the guard is a race.
@@ -33,7 +34,7 @@ from polymmu.sched.locks import Lock
 __all__ = ["Guard", "Rule", "owned", "rules_of", "shared"]
 
 Guard = Callable[[Any], Lock | Sequence[Lock] | None]
-Reads = Literal["operations", "parts", "unseen"]
+Reads = Literal["operations", "guarded", "parts", "unseen"]
 KEY = "polymmu.shared"
 
 
@@ -42,7 +43,6 @@ class Rule:
     """What is said of one field. ``owned``: the field is nobody else's, what it names may have shared fields."""
 
     guard: Guard | None = None
-    strict: bool = False
     shootdown: bool = False
     reads: Reads = "operations"
     owned: bool = False
@@ -51,12 +51,11 @@ class Rule:
 def shared(
     *,
     guard: Guard | None = None,
-    strict: bool = False,
     shootdown: bool = False,
     reads: Reads = "operations",
 ) -> dict[str, Rule]:
     """Metadata of an attrs field that other CPUs use."""
-    return {KEY: Rule(guard, strict, shootdown, reads)}
+    return {KEY: Rule(guard, shootdown, reads)}
 
 
 def owned() -> dict[str, Rule]:

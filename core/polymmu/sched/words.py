@@ -53,7 +53,8 @@ class SharedWords(TaskSched):
         """None: sequential consistency."""
         self.before_drain: Callable[[], None] | None = None
         """What else may happen just before the next store is drained."""
-        self._next_is_atomic = False
+        self.next_is_atomic = False
+        """``atomic`` announced the next access, and it has not come."""
         self._half: tuple[str, Hashable] | None = None
         """A field that was read, or is or was changed, by the operation in progress and nothing else since."""
         self._released: Lock | None = None
@@ -73,7 +74,7 @@ class SharedWords(TaskSched):
     # ------------------------------------------------------------------ fields
     def read(self, what: Hashable) -> None:
         """The caller reads ``what`` next: as the first half of a change that is atomic, or what that gave."""
-        if self._next_is_atomic:
+        if self.next_is_atomic:
             self.point("update", what)
             self.did(Mode.ADD, what)
             self._half = "changes", what
@@ -85,8 +86,8 @@ class SharedWords(TaskSched):
 
     def write(self, what: Hashable, write: Callable[[], Undo]) -> None:
         """Change ``what``: ``write`` does so, and returns how to take it back. Who just read it does both in one."""
-        if self._half == ("changes", what) or self._next_is_atomic:
-            if self._next_is_atomic:
+        if self._half == ("changes", what) or self.next_is_atomic:
+            if self.next_is_atomic:
                 self.point("update", what)
                 self.did(Mode.WRITE, what)
             write()
@@ -98,7 +99,7 @@ class SharedWords(TaskSched):
         self.store(what, write)
 
     def atomic(self) -> None:
-        self._next_is_atomic = self.watches
+        self.next_is_atomic = self.watches
 
     def smp_mb(self) -> None:
         if self.buffers is not None:
@@ -151,7 +152,7 @@ class SharedWords(TaskSched):
     def _prepare(self, task: Any) -> None:
         """What the next operation of ``task`` is to its CPU's buffer."""
         task.is_barrier = (
-            self._next_is_atomic or task.kind in BARRIERS or (task.kind == "unlock" and not task.what.spins)
+            self.next_is_atomic or task.kind in BARRIERS or (task.kind == "unlock" and not task.what.spins)
         )
         task.stores = not task.is_barrier and task.kind in ("write", "unlock")
 
